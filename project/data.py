@@ -1,0 +1,551 @@
+"""From a folder or a CSV manifest to batches: classes, splits, transforms, loaders."""
+
+import csv
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.accelerators import CUDAAccelerator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import InterpolationMode, v2
+
+from project import UserError
+from project.images import EXTENSIONS, BadImage, find_bad_images, is_junk, list_images, load_image, read_size
+
+log = logging.getLogger(__name__)
+
+Samples = list[tuple[str, str]]  # (path, class name)
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+IGNORE = -100  # the label of padding; cross_entropy's default ignore_index, and that of every metric here
+
+LAYOUTS = (
+    "it should hold train/<class>/*.jpg, perhaps with val and test beside train, or <class>/*.jpg, "
+    "or be a CSV file with the columns path,label and perhaps split"
+)
+
+
+class ImageData(LightningDataModule):
+    """Images with one class each, split into train, val and, where there are enough, test.
+
+    The class list comes from the training split, in natural order (`2` before `10`), and serves every split. Loaders
+    yield `(images, labels)`: uint8 `(B, 3, H, W)` and int64 `(B,)`; the model normalizes. With MixUp or CutMix the
+    training batches are float32, still 0 to 255, and the labels float32 `(B, num_classes)`.
+
+    Args:
+        root: A folder `train|val|test/<class>/*` or `<class>/*`, or a CSV file with `path,label[,split]`. A split that
+            is missing is drawn from the others: val from train; val and test if nothing is split.
+        preprocessing: What the pretrained weights expect of an evaluated image, as `project.model.preprocessing_for`
+            gives it: `resize_size` (shorter side) and `crop_size` in pixels, `interpolation`, `mean` and `std`.
+        image_size: Side of the square the model sees, in pixels. By default what the weights were made for, or less
+            where the images are so small that it would only magnify them: twice their median side.
+        batch_size: Images a step, on each device.
+        num_workers: Processes that decode, on each device. By default one a core, 8 at most.
+        pin_memory: Page-locked batches, for faster copies to a GPU. By default where there is a GPU.
+        persistent_workers: Keep the workers from epoch to epoch. By default where there are workers.
+        val_fraction: Share of each class drawn for validation where there is no val split.
+        test_fraction: Share of each class drawn for testing where nothing is split.
+        split_seed: Seed of the drawn splits. It is not `--seed`, so that runs with other seeds share one test split.
+        check: Decode every file once, up front, to find the broken ones before training does.
+        bad_images: What to do with broken files that `check` finds: stop with the list, or leave them out.
+        crop_scale: Smallest share of a training image's area that RandomResizedCrop keeps.
+        flip: Probability of a horizontal flip. Use 0 where left and right mean something.
+        auto_augment: `trivial` is TrivialAugmentWide (arXiv 2103.10158), `rand` is RandAugment (arXiv 1909.13719).
+        random_erasing: Probability that a rectangle is blanked (RandomErasing, arXiv 1708.04896).
+        mixup: Beta parameter of MixUp (arXiv 1710.09412); 0.2 is usual, 0 is off.
+        cutmix: Beta parameter of CutMix (arXiv 1905.04899); 1 is usual, 0 is off. With both, each batch gets one.
+        balance: Against unequal classes: `sampler` draws every class equally often, `loss` weights the loss by
+            inverse class frequency.
+
+    Raises:
+        UserError: The data cannot be used; the text says what is wrong and where.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        preprocessing: dict[str, Any] | None = None,
+        image_size: int | None = None,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        pin_memory: bool | None = None,
+        persistent_workers: bool | None = None,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        split_seed: int = 0,
+        check: bool = True,
+        bad_images: Literal["error", "skip"] = "error",
+        crop_scale: float = 0.35,
+        flip: float = 0.5,
+        auto_augment: Literal["none", "trivial", "rand"] = "none",
+        random_erasing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        balance: Literal["none", "sampler", "loss"] = "none",
+    ) -> None:
+        super().__init__()
+        if root is None or preprocessing is None:
+            raise UserError("no data: name a folder of images or a CSV manifest with --data.root")
+        if batch_size < 1:
+            raise UserError(f"--data.batch_size is {batch_size}; it must be at least 1")
+        if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
+            raise UserError(
+                f"--data.val_fraction {val_fraction} and --data.test_fraction {test_fraction} "
+                "must be above 0, and below 1 together"
+            )
+        self.root = root
+        self.batch_size = batch_size  # by this name Lightning's batch-size finder looks for it
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.persistent_workers = persistent_workers
+        self.balance = balance
+
+        samples = find_samples(root)
+        if check:
+            samples = without_bad_images(samples, bad_images)
+        self.samples = complete_splits(samples, val_fraction, test_fraction, split_seed)
+        self.class_names = class_list(self.samples)
+        self.test_split = "test" if "test" in self.samples else "val"
+
+        self.preprocessing = fit_preprocessing(preprocessing, image_size, self.samples["train"])
+        size = self.preprocessing["crop_size"]
+        self.eval_transform = eval_transform(self.preprocessing)
+        self.train_transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(
+                    size,
+                    scale=(crop_scale, 1.0),
+                    interpolation=InterpolationMode(self.preprocessing["interpolation"]),
+                    antialias=True,
+                ),
+                v2.RandomHorizontalFlip(flip),
+                *{"none": [], "trivial": [v2.TrivialAugmentWide()], "rand": [v2.RandAugment()]}[auto_augment],
+                v2.PILToTensor(),
+                # Blanks are the mean colour: what the network sees as zero after normalization.
+                v2.RandomErasing(random_erasing, value=[255 * mean for mean in self.preprocessing["mean"]]),
+            ]
+        )
+        num_classes = len(self.class_names)
+        mixes: list[v2.Transform] = []
+        if mixup:
+            mixes.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
+        if cutmix:
+            mixes.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training images of each class, in the order of `class_names`."""
+        counts = Counter(label for _, label in self.samples["train"])
+        return [counts[name] for name in self.class_names]
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """Weights of the loss, 1 on average over the training images; None unless `balance` is `loss`."""
+        if self.balance != "loss":
+            return None
+        total, num_classes = sum(self.class_counts), len(self.class_names)
+        return [total / (num_classes * count) for count in self.class_counts]
+
+    def describe(self) -> str:
+        """One line on what was found, for the log."""
+        splits = ", ".join(f"{len(samples):,} {split}" for split, samples in self.samples.items())
+        size = self.preprocessing["crop_size"]
+        return f"{self.root}: {len(self.class_names)} classes; {splits} images; seen at {size} x {size} pixels"
+
+    def choose_test_split(self, split: str) -> None:
+        """What `test_dataloader` gives: `train`, `val`, `test` or `all`; for `test`, if there is none, `val`."""
+        if split == "all":
+            self.samples["all"] = [sample for samples in self.samples.values() for sample in samples]
+        elif split == "test" and "test" not in self.samples:
+            log.warning(
+                "There is no test split: the figures will be of the validation split, which chose the checkpoint"
+            )
+            split = "val"
+        self.test_split = split
+
+    def dataset(self, split: str) -> "ImageDataset":
+        transform = self.train_transform if split == "train" else self.eval_transform
+        return ImageDataset(self.samples[split], self.class_names, transform)
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.dataset("train")
+        weights = 1 / np.bincount(dataset.labels)[dataset.labels] if self.balance == "sampler" else None
+        sampler = EpochSampler(len(dataset), shuffle=True, weights=weights, **self._position())
+        # BatchNorm cannot train on a single image, which is what one sample too many leaves for the last batch.
+        loader = self._loader(dataset, sampler, drop_last=self.batch_size > 1 and len(sampler) % self.batch_size == 1)
+        if self.trainer is not None:  # Lightning calls this after it has restored the progress of a resumed run
+            batches_done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed % max(1, len(loader))
+            sampler.resume(self.trainer.current_epoch, batches_done * self.batch_size)
+        return loader
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader(self.test_split)
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        dataset = self.dataset(split)
+        return self._loader(dataset, EpochSampler(len(dataset), shuffle=False, **self._position()))
+
+    def _position(self) -> dict[str, Any]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1, "seed": 0}
+        # seed_everything leaves the seed where processes that Lightning starts find it, too
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size, "seed": seed}
+
+    def _loader(self, dataset: "ImageDataset", sampler: "EpochSampler", drop_last: bool = False) -> DataLoader:
+        on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        workers = default_workers(processes) if self.num_workers is None else self.num_workers
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
+            persistent_workers=workers > 0 and self.persistent_workers is not False,
+            drop_last=drop_last,
+        )
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Mix training batches on the device."""
+        images, labels = batch
+        if self.mix is not None and self.trainer is not None and self.trainer.training:
+            images, labels = self.mix(images.float(), labels)
+        return images, labels
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Decoded, transformed images: uint8 `(3, H, W)`, with the index of their class.
+
+    The file list lives in two arrays, which worker processes share, not in Python objects, which each would copy.
+    The index `EpochSampler.PADDING` gives an image with the label `IGNORE`.
+
+    Raises:
+        BadImage: A file broke after it was checked; the text names it.
+    """
+
+    def __init__(self, samples: Samples, class_names: list[str], transform: v2.Transform) -> None:
+        index = {name: i for i, name in enumerate(class_names)}
+        self.paths = np.array([os.fsencode(path) for path, _ in samples])
+        self.labels = np.array([index[label] for _, label in samples], dtype=np.int64)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        if i == EpochSampler.PADDING:
+            return self[0][0], IGNORE
+        return self.transform(load_image(os.fsdecode(self.paths[i]))), int(self.labels[i])
+
+
+class FileDataset(Dataset[tuple[Tensor, str]]):
+    """Images without classes, for prediction: uint8 `(3, H, W)`, with an empty string or, for a file that cannot be
+    read, a black image with the reason."""
+
+    def __init__(self, paths: list[str], transform: v2.Transform) -> None:
+        self.paths = paths
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, str]:
+        try:
+            return self.transform(load_image(self.paths[i])), ""
+        except BadImage as error:
+            return self.transform(Image.new("RGB", (64, 64))), str(error).removeprefix(f"{self.paths[i]}: ")
+
+
+class EpochSampler(Sampler[int]):
+    """One process's share of each epoch; the order depends on the seed and the epoch, and on nothing else.
+
+    Every process gets equally many, so that none waits for another at the end. What that takes beyond the data repeats
+    images when shuffling; otherwise it is `PADDING`, which the metrics ignore: evaluation counts each image once.
+
+    Args:
+        num_samples: Size of the data set.
+        shuffle: A new order every epoch, else the data's own.
+        weights: If given, draw with replacement, with these relative probabilities, shape `(num_samples,)`.
+    """
+
+    PADDING = -1
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        shuffle: bool,
+        weights: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.num_samples = num_samples
+        self.shuffle = shuffle
+        self.weights = None if weights is None else torch.as_tensor(weights)
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.epoch = 0
+        self.resumed: tuple[int, int] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, num_done: int) -> None:
+        """Start in `epoch` after the `num_done` samples that this process saw of it before it was stopped."""
+        self.epoch = epoch
+        self.resumed = (epoch, num_done)
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.weights is not None:
+            order = torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
+        elif self.shuffle:
+            order = torch.randperm(self.num_samples, generator=generator)
+        else:
+            order = torch.arange(self.num_samples)
+        missing = len(self) * self.world_size - self.num_samples
+        fill = order[:missing] if self.shuffle else torch.full((missing,), self.PADDING)
+        mine = torch.cat([order, fill])[self.rank :: self.world_size]
+        epoch, num_done = self.resumed or (0, 0)
+        return iter(mine[num_done if epoch == self.epoch else 0 :].tolist())
+
+
+def find_samples(root: str) -> dict[str, Samples]:
+    """List a folder or a manifest.
+
+    Returns:
+        Samples by split, with names from `train`, `val`, `test`; everything under `all` where nothing is split.
+
+    Raises:
+        UserError: Nothing usable there.
+    """
+    if os.path.isfile(root):
+        return read_manifest(root)
+    if not os.path.isdir(root):
+        raise UserError(f"--data.root {root}: no such folder or file")
+    folders = {name: os.path.join(root, name) for name in subfolders(root)}
+    if folders and folders.keys() <= SPLIT_NAMES.keys() - {"train"}:
+        raise UserError(
+            f"{root} has {quoted(folders)} but no train folder (for one of them: --data.root {root}/{min(folders)})"
+        )
+    # A class may be called "train" (there are data sets of vehicles): a split holds folders, a class holds images.
+    if "train" in folders and subfolders(folders["train"]) and not has_images(folders["train"]):
+        found: dict[str, Samples] = {}
+        for name, folder in folders.items():
+            if name not in SPLIT_NAMES:
+                log.warning(f"{folder} is no split (train, val, test): left out")
+            elif SPLIT_NAMES[name] in found:
+                raise UserError(f"{root}: {name} is a second {SPLIT_NAMES[name]} split; rename or remove one")
+            else:
+                found[SPLIT_NAMES[name]] = read_class_folders(folder)
+        return found
+    return {"all": read_class_folders(root)}
+
+
+def read_class_folders(folder: str) -> Samples:
+    """`folder/<class>/**/*`, hidden and junk folders left out; what is passed over is said."""
+    samples: Samples = []
+    others: Counter[str] = Counter()
+    empty = []
+    for name in subfolders(folder):
+        paths, ignored = list_images(os.path.join(folder, name))
+        samples += [(path, name) for path in paths]
+        others += ignored
+        if not paths:
+            empty.append(name)
+    if not samples:
+        raise UserError(f"no images in class folders under {folder}; {LAYOUTS}")
+    if empty:
+        log.warning(f"{folder}: no images in {quoted(empty)}: not counted as classes")
+    if others:
+        kinds = ", ".join(f"{count} {extension}" for extension, count in others.most_common(5))
+        log.warning(f"{folder}: passed over {sum(others.values())} files that are not images read here ({kinds})")
+    return samples
+
+
+def read_manifest(path: str) -> dict[str, Samples]:
+    """A CSV file with the columns `path` (relative to the file), `label` and perhaps `split`."""
+    base = os.path.dirname(os.path.abspath(path))
+    found: dict[str, Samples] = defaultdict(list)
+    missing = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            if absent := [name for name in ("path", "label") if name not in columns]:
+                raise UserError(f"{path}: no column {quoted(absent)}; its first line names {quoted(columns)}")
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                image, label, split = row["path"], row["label"], row.get("split") or ""
+                if not image or not label:
+                    raise UserError(f"{where}: {'path' if not image else 'label'} is empty")
+                if "split" in columns and split not in SPLIT_NAMES:
+                    raise UserError(f"{where}: split is {split!r}; it must be train, val or test")
+                image = os.path.join(base, image)
+                if not os.path.isfile(image):
+                    missing.append(f"{image} (line {reader.line_num})")
+                found[SPLIT_NAMES.get(split, "all")].append((image, label))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); {LAYOUTS}") from error
+    if missing:
+        raise UserError(f"{path}: {len(missing)} of its files do not exist: {first_few(missing)}")
+    if not found:
+        raise UserError(f"{path}: no rows under its first line")
+    return dict(found)
+
+
+def without_bad_images(samples: dict[str, Samples], policy: str) -> dict[str, Samples]:
+    """Leave out files that cannot be decoded, or stop with the list of them."""
+    bad = find_bad_images(path for split in samples.values() for path, _ in split)
+    if not bad:
+        return samples
+    listing = first_few([f"{path}: {reason}" for path, reason in bad.items()])
+    if policy == "error":
+        raise BadImage(
+            f"{len(bad)} of {sum(map(len, samples.values()))} images cannot be used "
+            f"(mend or remove them, or leave them out with --data.bad_images skip): {listing}"
+        )
+    log.warning(f"{len(bad)} images cannot be used and are left out: {listing}")
+    return {split: [s for s in listed if s[0] not in bad] for split, listed in samples.items()}
+
+
+def complete_splits(
+    samples: dict[str, Samples], val_fraction: float, test_fraction: float, seed: int
+) -> dict[str, Samples]:
+    """Draw the splits that are missing, class by class, and drop those that are empty."""
+    if "all" in samples:
+        rest, test = draw(samples["all"], test_fraction, seed)
+        train, val = draw(rest, val_fraction / (1 - test_fraction), seed)
+        samples = {"train": train, "val": val, "test": test}
+        log.info(f"No splits given: drew {val_fraction:.0%} for val and {test_fraction:.0%} for test")
+    elif "train" in samples and not samples.get("val"):
+        train, val = draw(samples["train"], val_fraction, seed)
+        samples = {**samples, "train": train, "val": val}
+        log.info(f"No val split given: drew {val_fraction:.0%} of train for it")
+    if "train" in samples and not samples["val"]:
+        raise UserError(
+            f"too few images to draw a validation split from: {len(samples['train'])}, none of a class twice"
+        )
+    return {split: samples[split] for split in ("train", "val", "test") if samples.get(split)}
+
+
+def draw(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
+    """Split off a share of every class, at least one image where a class has two or more.
+
+    Files are taken in the order of a hash of seed, class and file name, so that a file which is added, or a folder
+    which is moved, leaves the place of nearly all others as it was.
+
+    Returns:
+        The rest, and what was drawn.
+    """
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for path, label in samples:
+        by_class[label].append(path)
+    drawn: set[str] = set()
+    for label, paths in by_class.items():
+        key = {
+            path: sha256(f"{seed}/{label}/{os.path.basename(path)}".encode(errors="surrogateescape")) for path in paths
+        }
+        count = min(max(1, round(fraction * len(paths))), len(paths) - 1)
+        drawn.update(sorted(paths, key=lambda path: (key[path].digest(), path))[:count])
+    return [s for s in samples if s[0] not in drawn], [s for s in samples if s[0] in drawn]
+
+
+def class_list(samples: dict[str, Samples]) -> list[str]:
+    """The classes of the training split, in natural order; every other split must be content with them."""
+    train = {label for _, label in samples.get("train", [])}
+    if not train:
+        raise UserError(f"no training images; {LAYOUTS}")
+    if len(train) == 1:
+        raise UserError(f"only one class, {quoted(train)}: a classifier needs at least two; {LAYOUTS}")
+    for split in samples.keys() - {"train"}:
+        there = {label for _, label in samples[split]}
+        if unknown := there - train:
+            raise UserError(f"the {split} split has classes that train lacks: {quoted(unknown)}")
+        if absent := train - there:
+            log.warning(f"the {split} split has no images of {quoted(absent)}")
+    return natural_sort(train)
+
+
+def fit_preprocessing(preprocessing: dict[str, Any], image_size: int | None, samples: Samples) -> dict[str, Any]:
+    """Scale the weights' own preprocessing to another image size: the one asked for, or one for small images."""
+    crop, resize = preprocessing["crop_size"], preprocessing["resize_size"]
+    if image_size is None:
+        # Twice their side keeps what small images show, at a fraction of the price of 224 pixels. 32 is the stride of
+        # a ResNet: a smaller step would not change the size of its last feature map.
+        some = samples[:: max(1, len(samples) // 64)]
+        side = median(min(read_size(path)) for path, _ in some)
+        image_size = min(crop, max(64, 32 * round(2 * side / 32)))
+    if image_size < 32:
+        raise UserError(f"--data.image_size {image_size}: a ResNet needs at least 32 pixels")
+    return {**preprocessing, "crop_size": image_size, "resize_size": round(resize * image_size / crop)}
+
+
+def eval_transform(preprocessing: dict[str, Any]) -> v2.Transform:
+    """From a Pillow image to uint8 `(3, crop_size, crop_size)`, as the pretrained weights want it for evaluation."""
+    interpolation = InterpolationMode(preprocessing["interpolation"])
+    return v2.Compose(
+        [
+            v2.Resize(preprocessing["resize_size"], interpolation=interpolation, antialias=True),
+            v2.CenterCrop(preprocessing["crop_size"]),
+            v2.PILToTensor(),
+        ]
+    )
+
+
+def subfolders(folder: str | Path) -> list[str]:
+    """Names of the folders in a folder, without junk, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name))
+
+
+def has_images(folder: str) -> bool:
+    """Whether images lie in the folder itself, not only deeper."""
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(EXTENSIONS) and not is_junk(entry.name) for entry in entries)
+
+
+def natural_sort(names: Iterable[str]) -> list[str]:
+    """Sort with numbers by value: `2` before `10`."""
+
+    def key(name: str) -> tuple[list[int | str], str]:
+        return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))], name
+
+    return sorted(names, key=key)
+
+
+def default_workers(processes: int = 1) -> int:
+    """Decoding processes for each of so many training processes: one for each core that we may use, 8 at most."""
+    # A container or a scheduler may allow fewer cores than there are.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores // processes)
+
+
+def quoted(names: Iterable[str]) -> str:
+    return first_few([repr(name) for name in natural_sort(names)])
+
+
+def first_few(items: list[str], limit: int = 10) -> str:
+    more = f", … and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

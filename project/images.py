@@ -1,0 +1,151 @@
+"""From files to upright RGB images: which files count as images, and how one is decoded.
+
+Pillow is the only decoder: `torchvision.io.decode_image` can crash the process on a damaged PNG, and reads fewer
+formats.
+"""
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
+
+from project import UserError
+
+# The allow-list keeps the rest of Pillow's readers (EPS starts Ghostscript, for one) away from files of unknown origin.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MAX_PIXELS = 100_000_000  # a 50 kB PNG can claim 30,000 x 30,000 pixels: refuse it before decoding takes the memory
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow itself refuses only twice the limit
+
+
+class BadImage(UserError):
+    """A file that cannot be used as an image; the text is `path: reason`."""
+
+
+def load_image(path: str | Path, size: int | None = None) -> Image.Image:
+    """Decode one file into an upright 8-bit RGB image: the first frame, EXIF rotation applied.
+
+    Transparency is laid on white. 16-bit grey is scaled to 8 bits; 32-bit and float grey is stretched from its own
+    minimum and maximum.
+
+    Args:
+        path: An image in one of `FORMATS`, whatever its extension says.
+        size: If given, a JPEG may come out smaller, but never with a side under this many pixels. It is faster to
+            decode (the JPEG decoder scales by itself).
+
+    Raises:
+        BadImage: Unreadable, truncated, not an image, or more than `MAX_PIXELS` pixels.
+    """
+    with _opened(path) as image:
+        if size is not None:
+            image.draft(None, (size, size))
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels, from the file's header alone, before any EXIF rotation. Raises `BadImage`."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open a file without decoding it; whatever goes wrong inside becomes a `BadImage` that names it."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except (
+        Exception
+    ) as error:  # Pillow's readers raise many types on damaged files: OSError, SyntaxError, struct.error, …
+        raise BadImage(f"{path}: {_reason(path, error)}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # convert("RGB") would clip these at 255, to almost all white
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (values.min(), values.max())
+        scaled = (values - low) * (255.0 / max(float(high - low), 1e-12))
+        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "the file is empty (0 bytes)"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"not an image in a format that is read here ({', '.join(FORMATS)})"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_junk(name: str) -> bool:
+    """Hidden files and what operating systems leave behind: `.DS_Store`, `._photo.jpg`, `__MACOSX`, `@eaDir`."""
+    return name.startswith((".", "__MACOSX", "@eaDir"))
+
+
+def list_images(folder: str | Path) -> tuple[list[str], Counter[str]]:
+    """All image files below a folder, sorted, links followed, each folder entered once.
+
+    Returns:
+        The paths, and how many other files were passed over, by extension.
+    """
+    images: list[str] = []
+    others: Counter[str] = Counter()
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # a link back up would list its images again and again
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_junk(name))
+        for name in sorted(files):
+            if is_junk(name):
+                continue
+            if name.lower().endswith(EXTENSIONS):
+                images.append(os.path.join(parent, name))
+            else:
+                others[os.path.splitext(name)[1].lower() or name] += 1
+    return images, others
+
+
+def find_bad_images(paths: Iterable[str]) -> dict[str, str]:
+    """Decode every file once, in threads (Pillow releases the GIL), with a progress bar.
+
+    Returns:
+        The reason for each file that cannot be decoded, by path.
+    """
+
+    def check(path: str) -> str | None:
+        try:
+            load_image(path, size=1)  # the smallest scale: all bytes are read, few pixels are made
+        except BadImage as error:
+            return str(error).removeprefix(f"{path}: ")
+        return None
+
+    paths = list(paths)
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
+        reasons = track(
+            pool.map(check, paths),
+            "Checking images",
+            total=len(paths),
+            transient=True,
+            console=console,
+            disable=not console.is_terminal,
+        )
+        return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}

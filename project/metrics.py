@@ -1,0 +1,163 @@
+"""How good is it: the metrics, their summary as a dictionary, a table and a picture."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+
+from project.data import IGNORE
+
+
+class CrossEntropy(Metric):
+    """Mean cross-entropy, in nats, over all images that have a label.
+
+    torchmetrics' own MeanMetric either looks at every value for NaN, and drops it, or drops the weights.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        self.total += nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
+        self.count += (labels != IGNORE).sum()
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
+class EvalMetrics(nn.Module):
+    """All metrics of one evaluation. Every image counts once, whatever the number of processes and batches.
+
+    To add a metric, add a line here: a scalar is logged and written to `metrics.json` under its name.
+
+    - `loss`: mean cross-entropy, in nats
+    - `top1`, `top5`: share of images whose class is the first, or among the first five; `top5` only for over 5 classes
+    - `macro_f1`: F1 score of each class, averaged over the classes
+    - `ece`: expected calibration error in 15 bins (Guo et al. 2017, arXiv 1706.04599)
+    - `confusion`: int64 `(num_classes, num_classes)`, true class by predicted class
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        # validate_args would look at the values, and so wait for the device, in every step
+        options: dict[str, Any] = {"num_classes": num_classes, "ignore_index": IGNORE, "validate_args": False}
+        metrics: dict[str, Metric] = {
+            "loss": CrossEntropy(),
+            "top1": MulticlassAccuracy(average="micro", **options),
+            **({"top5": MulticlassAccuracy(average="micro", top_k=5, **options)} if num_classes > 5 else {}),
+            "macro_f1": MulticlassF1Score(average="macro", **options),
+            "ece": MulticlassCalibrationError(n_bins=15, **options),
+            "confusion": MulticlassConfusionMatrix(**options),
+        }
+        self.by_name = cast(dict[str, Metric], nn.ModuleDict(metrics))  # so that they follow the model to its device
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits float32 `(B, num_classes)`, labels int64 `(B,)`, of which `IGNORE` is left out."""
+        probabilities = logits.softmax(dim=1)
+        for metric in self.by_name.values():
+            metric.update(logits if isinstance(metric, CrossEntropy) else probabilities, labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Values over all batches and processes since the last `reset`."""
+        return {name: metric.compute() for name, metric in self.by_name.items()}
+
+    def reset(self) -> None:
+        for metric in self.by_name.values():
+            metric.reset()
+
+
+def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> dict[str, Any]:
+    """What `metrics.json` holds: JSON types only, classes by name.
+
+    Args:
+        values: What `EvalMetrics.compute` returned.
+        class_names: Names in the order of the model's outputs.
+        split: Name of the evaluated split.
+    """
+    confusion = values["confusion"].cpu()
+    correct, support, predicted = confusion.diag(), confusion.sum(dim=1), confusion.sum(dim=0)
+    precision = correct / predicted.clamp(min=1)
+    recall = correct / support.clamp(min=1)
+    scalars = {name: round(value.item(), 6) for name, value in values.items() if value.ndim == 0}
+    return {
+        "split": split,
+        "num_samples": int(support.sum()),
+        "top5": None,  # unless it is among the scalars
+        **scalars,
+        "per_class": {
+            name: {"precision": p, "recall": r, "support": n}
+            for name, p, r, n in zip(class_names, precision.tolist(), recall.tolist(), support.tolist(), strict=True)
+        },
+    }
+
+
+@rank_zero_only
+def report(summary: dict[str, Any], confusion: Tensor, folder: Path, max_classes: int = 50) -> None:
+    """Write `metrics.json` and `confusion_matrix.png` to a folder and print the figures as tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    confusion_figure(confusion, list(summary["per_class"])).savefig(folder / "confusion_matrix.png")
+
+    overall = Table(title=f"{summary['split']} split, {summary['num_samples']:,} images")
+    row = []
+    for name, value in summary.items():
+        if isinstance(value, float):
+            overall.add_column(name, justify="right")
+            row.append(f"{value:.4f}")
+    overall.add_row(*row)
+    classes = Table("class", *("precision", "recall", "support"))
+    # Among many classes the weakest are the ones to look at.
+    ranked = sorted(summary["per_class"].items(), key=lambda item: item[1]["recall"])
+    shown = ranked[:max_classes] if len(ranked) > max_classes else summary["per_class"].items()
+    for name, figures in shown:
+        classes.add_row(name, f"{figures['precision']:.3f}", f"{figures['recall']:.3f}", f"{figures['support']:,}")
+    if len(ranked) > max_classes:
+        classes.caption = f"the {max_classes} of {len(ranked)} classes with the lowest recall; all are in metrics.json"
+    console = Console()
+    console.print(overall)
+    console.print(classes)
+
+
+def confusion_figure(confusion: Tensor, class_names: list[str]) -> Figure:
+    """A confusion matrix as a picture: colour is the share of the true class, numbers are images.
+
+    Args:
+        confusion: Counts `(num_classes, num_classes)`, true class by predicted class.
+        class_names: Names in that order.
+    """
+    counts = confusion.cpu()
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    num_classes = len(class_names)
+    side = min(3 + 0.45 * num_classes, 16)
+    figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if num_classes <= 60:  # beyond that names would overlap
+        axes.set_xticks(range(num_classes), class_names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(num_classes), class_names)
+    if num_classes <= 25:
+        for i, j in torch.nonzero(counts).tolist():
+            colour = "white" if shares[i, j] > 0.5 else "black"
+            axes.text(j, i, str(int(counts[i, j])), ha="center", va="center", color=colour, fontsize=9)
+    return figure

@@ -1,0 +1,199 @@
+"""What the three scripts share: options from signatures, one-line errors, the Trainer as this project sets it up."""
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from project import UserError
+from project.callbacks import Monitor, ProgressBar
+
+log = logging.getLogger(__name__)
+
+
+class Parser(ArgumentParser):
+    """An argument parser whose errors are one line with the nearest right option, and which guesses nothing."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(message.split())
+        options = sorted({name for action in self._actions for name in (*action.option_strings, action.dest)})
+        if wrong := re.match(r'Parser key "([\w.]+)": Expected an? typing.Literal\[(.*)\]. Got value: (.*)', text):
+            choices = wrong[2].replace("'", "").split(", ")
+            text = f"--{wrong[1]} {wrong[3]}: must be one of {', '.join(choices)}{nearest(wrong[3], choices)}"
+        elif wrong := re.match(r'Parser key "([\w.]+)": Expected an? (.*)\. Got value: (.*)', text) or re.match(
+            r'Parser key "([\w.]+)": .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)', text
+        ):
+            types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", wrong[2]).replace("typing.", "")
+            text = f"--{wrong[1]} {wrong[3]}: must be of type {types.replace('NoneType', 'null')}"
+        elif wrong := re.match(r"unrecognized arguments: ([^\s=]+)", text):
+            text += nearest(wrong[1], [name for name in options if name.startswith("-")])
+        elif wrong := re.search(r"Group '(\w+)' does not accept option '([\w.]+)'", text):
+            text += nearest(f"{wrong[1]}.{wrong[2]}", options)
+        elif wrong := re.search(r"Option '([\w.]+)' is not accepted", text):
+            text += nearest(wrong[1], options)
+        self.exit(2, f"{self.prog}: error: {text}\n")
+
+
+def nearest(name: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(name, options, n=1)
+    return f" (did you mean {close[0]}?)" if close else " (see --help)"
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call a script's main function; a mistake of the user's ends in one line and exit status 1, Ctrl-C in 130."""
+    set_up_messages()
+    try:
+        main()
+    except (UserError, MisconfigurationException) as error:
+        text = str(error).strip()
+        if "Original Traceback" in text:  # from a loader's worker process; the last line is the error's own
+            text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def set_up_messages() -> None:
+    """Our messages to stderr, on one process; Lightning's advice on what is settled here is left out."""
+    ours = logging.getLogger("project")
+    if not ours.handlers:
+        ours.addHandler(logging.StreamHandler())
+    ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.ERROR)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for advice in (
+        "does not have many workers",
+        "The number of training batches",
+        "Checkpoint directory .* exists",
+        "The dirpath has changed",
+        "your dataloader is not resumable",  # our sampler is
+        "`isinstance.treespec, LeafSpec.` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", f".*{advice}")
+
+
+def choose_precision(precision: str, accelerator: Any) -> str:
+    """Resolve `auto`: bf16-mixed where the device does it fast, 16-mixed on older CUDA, else 32-true."""
+    if precision != "auto":
+        return precision
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        chosen, why = (
+            ("bf16-mixed", "a CUDA device with bf16")
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else ("16-mixed", "a CUDA device without bf16")
+        )
+    elif accelerator in ("auto", "cpu") and not torch.backends.mps.is_available() and cpu_has_fast_bf16():
+        chosen, why = "bf16-mixed", "a CPU with AVX512-BF16 or AMX"
+    else:
+        chosen, why = "32-true", "no device on which bf16 is known to be faster"
+    log.info(f"Precision {chosen} ({why}), channels_last; another with --precision")
+    return chosen
+
+
+def cpu_has_fast_bf16() -> bool:
+    # The public torch.cpu.get_capabilities is not in every version that we support.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def make_trainer(options: dict[str, Any], resume: str | None, callbacks: list[Callback]) -> Trainer:
+    """Lightning's Trainer with the options given, and where they say nothing, our logger, callbacks and checkpoints.
+
+    Args:
+        options: Keyword arguments of the Trainer.
+        resume: The checkpoint to resume from, if any. A run's `last.ckpt` goes on in that run's folder.
+        callbacks: More callbacks, next to those in `options`.
+
+    Raises:
+        UserError: The run folder cannot be written.
+    """
+    root = Path(options["default_root_dir"] or ".")
+    if options["logger"] in (None, True):
+        version = None
+        if resume is not None and Path(resume).name == "last.ckpt" and Path(resume).parent.name == "checkpoints":
+            run_folder = Path(resume).absolute().parents[1]
+            if run_folder.parent.name == "lightning_logs":
+                root, version = run_folder.parents[1], run_folder.name
+        check_writable(root / "lightning_logs")
+        options = {**options, "logger": TensorBoardLogger(root, version=version, default_hp_metric=False)}
+
+    given = options["callbacks"] or []
+    callbacks = [*callbacks, *(given if isinstance(given, list) else [given])]
+    if options["enable_progress_bar"] is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
+        callbacks.append(ProgressBar())
+    if options["logger"]:
+        callbacks += [LearningRateMonitor("step"), Monitor()]
+    if options["enable_checkpointing"] is not False:
+        fixed: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
+        callbacks += [
+            ModelCheckpoint(filename="best", monitor="val/top1", mode="max", **fixed),
+            # Its own callback: ModelCheckpoint(save_last=True) writes `last` only when `best` is written, too.
+            ModelCheckpoint(filename="last", save_on_exception=True, **fixed),
+        ]
+    return build_trainer(**{**options, "callbacks": callbacks})
+
+
+def build_trainer(**options: Any) -> Trainer:
+    """Lightning's Trainer, with its refusals as errors of the user's. Raises `UserError`."""
+    try:
+        return Trainer(**options)
+    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+        hint = " (--accelerator auto takes the best there is)" if "backend" in str(error) else ""
+        raise UserError(f"{' '.join(str(error).split())}{hint}") from error
+
+
+def add_device_options(parser: Parser) -> None:
+    """The Trainer's options that matter for evaluation and prediction, under its names."""
+    parser.add_argument(
+        "--accelerator", type=str, default="auto", help="cpu, gpu, mps, …; `auto` takes the best there is"
+    )
+    parser.add_argument("--devices", type=int | str, default=1, help="how many of them, or `auto` for all")
+    parser.add_argument("--precision", type=str, default="auto", help="`auto`, or one of Lightning's")
+
+
+def inference_trainer(args: Namespace) -> Trainer:
+    """A Trainer that only runs a model, and leaves no files."""
+    return build_trainer(
+        accelerator=args.accelerator,
+        devices=args.devices,
+        precision=choose_precision(args.precision, args.accelerator),
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[ProgressBar()],
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work that results can be kept.
+
+    Raises:
+        UserError: They cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); choose another place with --default_root_dir"
+        ) from error

@@ -1,0 +1,64 @@
+"""Evaluate a checkpoint: top-1, top-5, macro-F1, calibration error, and precision and recall of every class.
+
+    python scripts/evaluate.py --ckpt lightning_logs/version_0/checkpoints/best.ckpt
+    python scripts/evaluate.py --ckpt best.ckpt --data.root DIR --split all
+
+The data is what the checkpoint was trained on, split as it was then, or with --data.root any other of its classes.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import Namespace
+
+from project import UserError
+from project.checkpoint import check_classes, load_model
+from project.cli import Parser, add_device_options, inference_trainer, log, run
+from project.data import ImageData
+from project.metrics import report, summarize
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--ckpt", required=True, type=str, help="a checkpoint that scripts/train.py wrote")
+    parser.add_argument(
+        "--split", default="test", type=Literal["train", "val", "test", "all"], help="`all`: every image there is"
+    )
+    parser.add_argument("--output", type=str | None, help="folder for the results (default: that of the checkpoint)")
+    parser.add_argument("--data.root", type=str | None, help="folder or manifest (default: what it was trained on)")
+    parser.add_argument("--data.batch_size", type=int | None, help="images a step (default: as in training)")
+    parser.add_argument("--data.num_workers", type=int | None, help="processes that decode (default: one a core)")
+    parser.add_argument("--data.bad_images", type=Literal["error", "skip"] | None, help="what to do with broken files")
+    add_device_options(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    model, config = load_model(args.ckpt)
+    data = load_data(args, model.hparams["preprocessing"], config)
+    check_classes(args.ckpt, model.class_names, data.class_names)
+    data.choose_test_split(args.split)
+
+    trainer = inference_trainer(args)
+    trainer.test(model, datamodule=data, verbose=False)
+    folder = Path(args.output or Path(args.ckpt).parent)
+    report(summarize(model.results, model.class_names, data.test_split), model.results["confusion"], folder)
+    log.info(f"Written: {folder / 'metrics.json'}, {folder / 'confusion_matrix.png'}")
+
+
+def load_data(args: Namespace, preprocessing: dict[str, Any], config: dict[str, Any]) -> ImageData:
+    """The data as in training, split included, but for the options given here."""
+    given = {name: value for name, value in vars(args.data).items() if value is not None}
+    options = {**config["data"], "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
+    try:
+        data = ImageData(preprocessing=preprocessing, **options)
+    except TypeError as error:
+        raise UserError(f"checkpoint {args.ckpt} was written by another version of this project ({error})") from error
+    log.info(data.describe())
+    return data
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,92 @@
+"""Name the classes of images: one line each, or a CSV file.
+
+python scripts/predict.py --ckpt lightning_logs/version_0/checkpoints/best.ckpt photo.jpg
+python scripts/predict.py --ckpt best.ckpt FOLDER more/*.png --output predictions.csv --top_k 5
+"""
+
+import csv
+import os
+import sys
+from contextlib import ExitStack
+from typing import TextIO
+
+import torch
+from torch.utils.data import DataLoader
+
+from project import UserError
+from project.checkpoint import load_model
+from project.cli import Parser, add_device_options, inference_trainer, log, run
+from project.data import FileDataset, default_workers, eval_transform
+from project.images import list_images
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--ckpt", required=True, type=str, help="a checkpoint that scripts/train.py wrote")
+    parser.add_argument("images", nargs="+", type=str, metavar="IMAGE_OR_DIR", help="image files, and folders of them")
+    parser.add_argument("--output", type=str | None, help="CSV file to write (default: print)")
+    parser.add_argument("--top_k", type=int, default=3, help="how many classes to name, the most probable first")
+    parser.add_argument("--batch_size", type=int, default=32, help="images a step")
+    parser.add_argument("--num_workers", type=int | None, help="processes that decode (default: one a core)")
+    add_device_options(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    if args.top_k < 1 or args.batch_size < 1:
+        raise UserError("--top_k and --batch_size must be at least 1")
+    model, _ = load_model(args.ckpt)
+    paths = [path for given in args.images for path in (list_images(given)[0] if os.path.isdir(given) else [given])]
+    if not paths:
+        raise UserError(f"no images under {', '.join(args.images)}")
+
+    with ExitStack() as stack:
+        file = sys.stdout
+        if args.output:  # opened first: better to fail before the work than after it
+            try:
+                file = stack.enter_context(open(args.output, "w", newline="", encoding="utf-8"))
+            except OSError as error:
+                raise UserError(f"cannot write {args.output} ({error.strerror})") from error
+        loader = DataLoader(
+            FileDataset(paths, eval_transform(model.hparams["preprocessing"])),
+            batch_size=args.batch_size,
+            num_workers=default_workers() if args.num_workers is None else args.num_workers,
+        )
+        batches = inference_trainer(args).predict(model, loader) or []
+        probabilities = torch.cat([batch[0] for batch in batches])
+        errors = [error for batch in batches for error in batch[1]]
+        values, indices = probabilities.topk(min(args.top_k, len(model.class_names)))
+        names = [[model.class_names[i] for i in row] for row in indices.tolist()]
+        write = write_csv if args.output else write_lines
+        write(file, paths, names, values.tolist(), errors)
+
+    if num_bad := sum(map(bool, errors)):
+        log.warning(f"{num_bad} of {len(paths)} files could not be read")
+    if args.output:
+        log.info(f"Written: {args.output}")
+
+
+def write_csv(
+    file: TextIO, paths: list[str], names: list[list[str]], values: list[list[float]], errors: list[str]
+) -> None:
+    """Columns `path,label,probability,label_2,probability_2,…,error`; a file that could not be read has no labels."""
+    writer = csv.writer(file)
+    ranks = ["", *(f"_{k}" for k in range(2, len(names[0]) + 1))]
+    writer.writerow(["path", *(f"{column}{rank}" for rank in ranks for column in ("label", "probability")), "error"])
+    for path, labels, shares, error in zip(paths, names, values, errors, strict=True):
+        pairs = zip(labels, shares, strict=True)
+        cells = ["", ""] * len(ranks) if error else [cell for name, p in pairs for cell in (name, f"{p:.6f}")]
+        writer.writerow([path, *cells, error])
+
+
+def write_lines(
+    file: TextIO, paths: list[str], names: list[list[str]], values: list[list[float]], errors: list[str]
+) -> None:
+    for path, labels, shares, error in zip(paths, names, values, errors, strict=True):
+        found = ", ".join(f"{name} {p:.1%}" for name, p in zip(labels, shares, strict=True))
+        print(f"{path}: {f'not read: {error}' if error else found}", file=file)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,145 @@
+"""Fine-tune a pretrained ResNet, then evaluate its best checkpoint.
+
+    python scripts/train.py                                  # the built-in sample
+    python scripts/train.py --data.root DIR                  # your own images: DIR/<class>/*.jpg
+    python scripts/train.py --data.root DIR --accelerator gpu --devices 2
+    python scripts/train.py --config configs/frozen_backbone.yaml --data.root DIR --max_epochs 5
+    python scripts/train.py --ckpt_path last                 # go on with the newest run
+
+Options of Lightning's Trainer stand at the top level, those of the data and the model under `data.` and `model.`.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from project import UserError
+from project.callbacks import SaveConfig
+from project.checkpoint import check_classes, find_checkpoint, load_checkpoint
+from project.cli import Parser, choose_precision, log, make_trainer, run
+from project.data import ImageData
+from project.metrics import report, summarize
+from project.model import ResNetClassifier, preprocessing_for
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = [
+    f"--config={ROOT / 'configs/sample.yaml'}",
+    f"--data.root={ROOT / 'project/sample/fashion-mnist'}",
+    f"--model.weights={ROOT / 'project/sample/resnet18-tiny-imagenet.safetensors'}",
+]
+
+
+def make_parser() -> tuple[Parser, list[str]]:
+    """The parser, and the names of the Trainer's options."""
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options; later ones win")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        help="resume from this checkpoint: a path, or `best` or `last` of the newest run",
+    )
+    parser.add_class_arguments(ImageData, "data", skip={"preprocessing"}, instantiate=False)
+    from_data = {"class_names", "preprocessing", "class_weights"}
+    parser.add_class_arguments(ResNetClassifier, "model", skip=from_data, instantiate=False)
+    trainer_options = parser.add_class_arguments(Trainer, None, skip={"precision"}, instantiate=False)
+    precisions = get_type_hints(Trainer.__init__)["precision"]
+    parser.add_argument(
+        "--precision", type=Literal["auto"] | precisions, default="auto", help="`auto`, or one of Lightning's"
+    )
+    # Our samplers share out the data among processes, and count every image once.
+    parser.set_defaults(max_epochs=10, log_every_n_steps=10, use_distributed_sampler=False, enable_model_summary=False)
+    return parser, [*trainer_options, "precision"]
+
+
+def parse(argv: list[str]) -> tuple[Parser, Namespace, list[str]]:
+    """Read the options. If no data is named, they are those of the run to resume, or of the built-in sample."""
+    parser, trainer_options = make_parser()
+    config = parser.parse_args(argv)
+    if config.data.root is None:
+        base = SAMPLE
+        if config.ckpt_path in ("best", "last"):
+            checkpoint = Path(find_checkpoint(config.ckpt_path, config.default_root_dir or "."))
+            base = [f"--config={checkpoint.parents[1] / 'config.yaml'}"]
+        elif config.ckpt_path:
+            raise UserError(f"--ckpt_path {config.ckpt_path}: name its data with --data.root, or its run's --config")
+        config = parser.parse_args([*base, *argv])
+    return parser, config, trainer_options
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser, config, trainer_options = parse(sys.argv[1:] if argv is None else argv)
+    resume = config.ckpt_path and find_checkpoint(config.ckpt_path, config.default_root_dir or ".")
+    config.precision = choose_precision(config.precision, config.accelerator)
+    saved = json_config(parser, config)
+    seed_everything(config.seed, workers=True, verbose=False)
+
+    objects = parser.instantiate(config)  # callbacks, loggers, … that are given by class
+    trainer = make_trainer({name: objects[name] for name in trainer_options}, resume, [SaveConfig(saved)])
+    data = ImageData(preprocessing=preprocessing_for(config.model.arch, config.model.weights), **config.data)
+    log.info(data.describe())
+    if resume:
+        check_resumable(resume, data.class_names, trainer.max_epochs)
+    model = ResNetClassifier(
+        class_names=data.class_names,
+        preprocessing=data.preprocessing,
+        class_weights=data.class_weights,
+        **config.model,
+    )
+    log.info(model.describe())
+
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C, once its callbacks have saved
+        if trainer.interrupted:
+            log.info(f"\nInterrupted. To go on: {sys.argv[0]} --ckpt_path last\nRun folder: {trainer.log_dir}")
+            sys.exit(130)
+        raise
+    evaluate(trainer, model, data, saved)
+
+
+def check_resumable(path: str, class_names: list[str], max_epochs: int | None) -> None:
+    """Refuse what would fail late, or end at once without a word."""
+    checkpoint = load_checkpoint(path)
+    check_classes(path, checkpoint["hyper_parameters"]["class_names"], class_names)
+    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if max_epochs is not None and 0 <= max_epochs <= done:
+        raise UserError(f"{path} has finished {done} of {max_epochs} epochs: ask for more with --max_epochs")
+
+
+def json_config(parser: Parser, config: Namespace) -> dict[str, Any]:
+    """The resolved options as JSON types: what `config.yaml` and every checkpoint hold."""
+    saved = yaml.safe_load(parser.dump(config, skip_validation=True))
+    return {name: value for name, value in saved.items() if name not in ("config", "ckpt_path")}
+
+
+def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, config: dict[str, Any]) -> None:
+    """Test the best checkpoint, keep the figures with the run, and say what to do next."""
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    data.choose_test_split("test")
+    trainer.test(model, datamodule=data, ckpt_path=best or None, weights_only=True, verbose=False)
+    summary = summarize(model.results, model.class_names, data.test_split)
+    if trainer.log_dir is None:  # --logger false, or --fast_dev_run
+        return
+    folder = Path(os.path.relpath(trainer.log_dir))
+    report(summary, model.results["confusion"], folder)
+    if isinstance(trainer.logger, TensorBoardLogger):
+        final = {f"final/{name}": value for name, value in summary.items() if isinstance(value, float)}
+        trainer.logger.log_hyperparams({name: config[name] for name in ("seed", "data", "model")}, final)
+        trainer.logger.save()
+    log.info(f"Run folder:  {folder}")
+    log.info(f"TensorBoard: tensorboard --logdir {folder.parent}")
+    if best:
+        scripts, best = Path(sys.argv[0]).parent, os.path.relpath(best)
+        log.info(f"Evaluate:    python {scripts / 'evaluate.py'} --ckpt {best}")
+        log.info(f"Predict:     python {scripts / 'predict.py'} --ckpt {best} IMAGE_OR_FOLDER")
+
+
+if __name__ == "__main__":
+    run(main)

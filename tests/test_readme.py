@@ -1,0 +1,35 @@
+"""What the README promises is there, and its commands are those that CI runs."""
+
+import re
+from pathlib import Path
+
+import train
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").split("\n") if line.strip()]
+
+
+def test_ci_runs_the_test_command_to_the_letter():
+    (command,) = [line for line in commands() if "pytest" in line and "venv" in line]
+    assert command in (ROOT / ".ci/run").read_text().split("\n")
+
+
+def test_every_command_of_the_readme_has_options_that_exist():
+    known = {name for action in train.make_parser()[0]._actions for name in action.option_strings}
+    checked = 0
+    for line in commands():
+        if "scripts/train.py" in line:
+            used = re.findall(r"--[\w.]+", line.split("scripts/train.py", 1)[1].split("#")[0])
+            assert {name for name in used if not name.startswith("--callbacks.")} <= known | {"--callbacks"}, line
+            checked += 1
+    assert checked >= 10
+
+
+def test_files_named_in_the_readme_exist():
+    for name in re.findall(r"`((?:project|configs|scripts|tests)/[\w./-]+)`", README):
+        assert (ROOT / name).exists(), name

@@ -58,7 +58,7 @@ class ResNetClassifier(LightningModule):
         dropout: Probability of dropping a feature in front of the linear layer.
         optimizer: SGD has Nesterov momentum; Adam's decay is an L2 penalty, AdamW's is decoupled (arXiv 1711.05101).
         lr: Peak learning rate of the head.
-        backbone_lr_factor: The backbone's learning rate is this times the head's. 1 where `weights` is `none`.
+        backbone_lr_factor: The backbone's learning rate is this times the head's: what is pretrained needs less change.
         momentum: For SGD.
         weight_decay: For weight matrices and kernels only, never for norms and biases.
         schedule: After the warm-up: down to 0 along a cosine, or constant.
@@ -84,12 +84,12 @@ class ResNetClassifier(LightningModule):
         dropout: float = 0.0,
         optimizer: Literal["sgd", "adam", "adamw"] = "adamw",
         lr: float = 1e-3,
-        backbone_lr_factor: float = 0.1,
+        backbone_lr_factor: float = 0.3,
         momentum: float = 0.9,
         weight_decay: float = 0.05,
         schedule: Literal["cosine", "constant"] = "cosine",
         warmup_ratio: float = 0.1,
-        label_smoothing: float = 0.1,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -196,7 +196,6 @@ class ResNetClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
-        factor = 1.0 if h["weights"] == "none" else h["backbone_lr_factor"]
         groups: dict[tuple[str, bool], dict[str, Any]] = {}
         for name, parameter in self.net.named_parameters():
             if not parameter.requires_grad:
@@ -211,7 +210,7 @@ class ResNetClassifier(LightningModule):
                     "name": part if decay else f"{part} (no decay)",
                     "part": part,
                     "params": [],
-                    "lr": h["lr"] * (1.0 if part == "head" else factor),
+                    "lr": h["lr"] * (1.0 if part == "head" else h["backbone_lr_factor"]),
                     "weight_decay": h["weight_decay"] if decay else 0.0,
                 },
             )

@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C, once its callbacks have saved
         if trainer.interrupted:
-            log.info(f"\nInterrupted. To go on: {sys.argv[0]} --ckpt_path last\nRun folder: {trainer.log_dir}")
+            log.info(f"\nInterrupted. Run folder: {trainer.log_dir}\nTo go on: python {sys.argv[0]} --ckpt_path last")
             sys.exit(130)
         raise
     evaluate(trainer, model, data, saved)

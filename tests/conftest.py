@@ -10,6 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from project.cli import run
+from project.data import ImageData
+
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about behaviour, and compare runs: one device, everywhere
 torch.set_num_threads(2)
 
@@ -46,6 +49,20 @@ def fill(folder: Path, per_class: int, classes: tuple[str, ...] = tuple(COLOURS)
     return folder
 
 
+PREPROCESSING = {
+    "resize_size": 256,
+    "crop_size": 224,
+    "interpolation": "bilinear",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+
+
+def make_data(root: Path, **options) -> ImageData:
+    """The data module, small and in this process."""
+    return ImageData(str(root), PREPROCESSING, **{"image_size": 32, "num_workers": 0, "batch_size": 4, **options})
+
+
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
     """`<class>/*`: three classes of 10 images."""
@@ -63,7 +80,6 @@ def split(tmp_path: Path) -> Path:
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
     """Call a script as the command line does; it must end with this status and one line, which is returned."""
-    from project.cli import run
 
     def call(main: Callable[[list[str]], None], *argv: object, status: int = 1) -> str:
         capsys.readouterr()

@@ -1,0 +1,198 @@
+import csv
+import os
+import shutil
+from collections import Counter
+
+import pytest
+from conftest import fill, make_data, save_image
+
+from project import UserError
+from project.samples import draw, natural_sort
+
+
+def counts(data):
+    return {split: Counter(label for _, label in samples) for split, samples in data.samples.items()}
+
+
+# Layouts and splits
+
+
+def test_split_folders(split):
+    data = make_data(split)
+    assert data.class_names == ["blue", "green", "red"]
+    assert counts(data) == {
+        "train": dict.fromkeys(data.class_names, 6),
+        "val": dict.fromkeys(data.class_names, 3),
+        "test": dict.fromkeys(data.class_names, 3),
+    }
+
+
+def test_other_names_for_val(split):
+    os.rename(split / "val", split / "valid")
+    assert set(make_data(split).samples) == {"train", "val", "test"}
+    shutil.copytree(split / "valid", split / "validation")
+    with pytest.raises(UserError, match="second val split"):
+        make_data(split)
+
+
+def test_val_is_drawn_from_train_where_it_is_missing(split):
+    shutil.rmtree(split / "val")
+    assert counts(make_data(split)) == {
+        "train": dict.fromkeys(["blue", "green", "red"], 5),
+        "val": dict.fromkeys(["blue", "green", "red"], 1),
+        "test": dict.fromkeys(["blue", "green", "red"], 3),
+    }
+
+
+def test_without_a_test_split_testing_uses_val_and_says_so(split, caplog):
+    shutil.rmtree(split / "test")
+    data = make_data(split)
+    data.choose_test_split("test")
+    assert data.test_split == "val" and "no test split" in caplog.text
+
+
+def test_a_flat_folder_is_split_stratified_and_as_a_partition(flat):
+    data = make_data(flat, val_fraction=0.2, test_fraction=0.3)
+    assert counts(data) == {
+        "train": dict.fromkeys(["blue", "green", "red"], 5),
+        "val": dict.fromkeys(["blue", "green", "red"], 2),
+        "test": dict.fromkeys(["blue", "green", "red"], 3),
+    }
+    paths = [path for samples in data.samples.values() for path, _ in samples]
+    assert len(paths) == len(set(paths)) == 30
+
+
+def test_the_drawn_split_depends_on_its_seed_alone(flat, tmp_path):
+    def names(root, **options):
+        return {split: {os.path.basename(p) for p, _ in s} for split, s in make_data(root, **options).samples.items()}
+
+    before = names(flat)
+    assert names(flat) == before != names(flat, split_seed=1)
+    shutil.move(flat, tmp_path / "moved")
+    assert names(tmp_path / "moved") == before
+
+
+def test_an_added_file_moves_hardly_any_other():
+    samples = [(f"{i}.png", "a") for i in range(1000)]
+    before = set(draw(samples, 0.2, seed=0)[1])
+    after = set(draw([*samples, ("new.png", "a")], 0.2, seed=0)[1])
+    assert len(before) == len(after) == 200 and len(before ^ after) <= 2
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    data = make_data(fill(tmp_path, 5, ("train", "plane")))
+    assert data.class_names == ["plane", "train"]
+
+
+def test_manifest_with_splits(split):
+    with open(split / "all.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "path", "split", "note"])
+        for part in ("train", "val", "test"):
+            for name in ("blue", "red"):
+                for i in range(3):
+                    writer.writerow([name.upper(), f"{part}/{name}/{name}-{i}.png", part, "x"])
+    data = make_data(split / "all.csv")
+    assert data.class_names == ["BLUE", "RED"]
+    assert {split: len(samples) for split, samples in data.samples.items()} == {"train": 6, "val": 6, "test": 6}
+    assert len(next(iter(data.train_dataloader()))[0]) == 4
+
+
+def test_manifest_without_splits(flat):
+    rows = [f"{name}/{name}-{i}.png,{name}" for name in ("blue", "red") for i in range(10)]
+    (flat / "m.csv").write_text("\ufeffpath,label\n" + "\n".join(rows))
+    assert set(make_data(flat / "m.csv").samples) == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.png,x\n", "no column 'path'; its first line names 'file', 'label'"),
+        ("path,label\n", "no rows"),
+        ("", "no column 'label', 'path'"),
+        ("path,label\nnowhere.png,x\n", r"1 of its files do not exist: .*nowhere.png \(line 2\)"),
+        ("path,label\n,x\n", "line 2: path is empty"),
+        ("path,label\nblue/blue-0.png,\n", "line 2: label is empty"),
+        ("path,label,split\nblue/blue-0.png,blue,dev\n", "line 2: split is 'dev'"),
+        (b"path,label\n\xff\xfe\n", "not a CSV file in UTF-8"),
+    ],
+)
+def test_bad_manifests(flat, text, message):
+    (flat / "m.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message):
+        make_data(flat / "m.csv")
+
+
+# Bad folders
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        make_data(tmp_path / "nowhere")
+
+
+def test_empty_folder_and_images_without_class_folders(tmp_path):
+    with pytest.raises(UserError, match=r"no images in class folders.*<class>/\*.jpg"):
+        make_data(tmp_path)
+    save_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match="no images in class folders"):
+        make_data(tmp_path)
+
+
+def test_one_class(tmp_path):
+    with pytest.raises(UserError, match="only one class, 'red'"):
+        make_data(fill(tmp_path, 5, ("red",)))
+
+
+def test_an_empty_class_folder_is_named_and_skipped(flat, caplog):
+    (flat / "yellow").mkdir()
+    assert make_data(flat).class_names == ["blue", "green", "red"]
+    assert "no images in 'yellow'" in caplog.text
+
+
+def test_classes_that_train_lacks_are_named(split):
+    fill(split / "val", 1, ("zebra",))
+    with pytest.raises(UserError, match="the val split has classes that train lacks: 'zebra'"):
+        make_data(split)
+
+
+def test_classes_that_only_train_has_keep_their_numbers(split, caplog):
+    shutil.rmtree(split / "val" / "blue")
+    data = make_data(split)
+    assert "the val split has no images of 'blue'" in caplog.text
+    assert set(data.dataset("val").labels.tolist()) == {1, 2}  # green and red, as in train
+
+
+def test_only_a_test_folder_is_no_training_set(split):
+    shutil.rmtree(split / "train")
+    with pytest.raises(UserError, match="no train folder"):
+        make_data(split)
+
+
+def test_hidden_and_junk_folders_are_no_classes_and_other_files_are_counted(flat, caplog):
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        save_image(flat / name / "x.png")
+    (flat / "red/photo.heic").write_text("x")
+    assert make_data(flat).class_names == ["blue", "green", "red"]
+    assert "passed over 1 files" in caplog.text and ".heic" in caplog.text
+
+
+def test_bad_images_are_listed_up_front_or_skipped(flat, caplog):
+    (flat / "red/red-0.png").write_bytes(b"")
+    (flat / "red/red-1.png").write_bytes((flat / "red/red-2.png").read_bytes()[:100])
+    (flat / "blue/fake.jpg").write_text("<html>")
+    with pytest.raises(UserError) as error:
+        make_data(flat)
+    for part in ("3 of 31", "red-0.png: the file is empty", "red-1.png: ", "fake.jpg: not an image", "bad_images skip"):
+        assert part in str(error.value)
+    data = make_data(flat, bad_images="skip")
+    assert sum(map(len, data.samples.values())) == 28 and "3 images cannot be used" in caplog.text
+
+
+def test_too_few_images_for_a_validation_split(tmp_path):
+    with pytest.raises(UserError, match="too few images"):
+        make_data(fill(tmp_path, 1))
+
+
+def test_natural_sort():
+    assert natural_sort({"10", "9", "1", "a2", "a10", "01"}) == ["01", "1", "9", "10", "a2", "a10"]

@@ -99,6 +99,7 @@ class ImageData(LightningDataModule):
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
         self.balance = balance
+        self.resumed = {"epoch": 0, "batches_done": 0}
 
         samples = find_samples(root)
         if check:
@@ -174,10 +175,20 @@ class ImageData(LightningDataModule):
         sampler = EpochSampler(len(dataset), shuffle=True, weights=weights, **self._position())
         # BatchNorm cannot train on a single image, which is what one sample too many leaves for the last batch.
         loader = self._loader(dataset, sampler, drop_last=self.batch_size > 1 and len(sampler) % self.batch_size == 1)
-        if self.trainer is not None:  # Lightning calls this after it has restored the progress of a resumed run
-            batches_done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed % max(1, len(loader))
-            sampler.resume(self.trainer.current_epoch, batches_done * self.batch_size)
+        epochs, batches = divmod(self.resumed["batches_done"], max(1, len(loader)))  # all batches done: the next epoch
+        sampler.resume(self.resumed["epoch"] + epochs, batches * self.batch_size)
         return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """How far training has come, for the checkpoint."""
+        if self.trainer is None:
+            return self.resumed
+        batches_done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        return {"epoch": self.trainer.current_epoch, "batches_done": batches_done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lightning restores its own progress only after it has started the loader, so the loader needs to know it."""
+        self.resumed = state_dict
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")

@@ -171,10 +171,17 @@ class ResNetClassifier(LightningModule):
         images, notes = batch
         return self(images).softmax(dim=1), notes
 
+    def on_train_start(self) -> None:
+        self._unfreeze()  # a run that is resumed within an epoch does not start that epoch again
+
     def on_train_epoch_start(self) -> None:
+        self._unfreeze()
+
+    def _unfreeze(self) -> None:
         if self.hparams["fine_tune"] != "gradual":
             return
-        done = self.global_step / self.trainer.estimated_stepping_batches
+        assert self.trainer.max_epochs is not None
+        done = self.current_epoch / self.trainer.max_epochs
         self.frozen = {part for part in [*PARTS.values(), STEM] if done < unfrozen_from(part)}
         self.train()
         if self.trainer.world_size == 1:  # saves their backward pass; DDP could not follow, there lr 0 has to do
@@ -224,8 +231,8 @@ class ResNetClassifier(LightningModule):
                 groups.values(), lr=h["lr"]
             )
         total_steps = self.trainer.estimated_stepping_batches
-        if math.isinf(total_steps) and h["fine_tune"] == "gradual":
-            raise UserError("--model.fine_tune gradual needs an end to plan for: set --max_epochs or --max_steps")
+        if h["fine_tune"] == "gradual" and (self.trainer.max_epochs or 0) < 1:
+            raise UserError("--model.fine_tune gradual needs an end to plan for: set --max_epochs")
         factors: list[Callable[[int], float]] = [
             partial(self.lr_factor, total_steps=total_steps, part=group["part"]) for group in groups.values()
         ]

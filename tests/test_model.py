@@ -181,8 +181,8 @@ def test_a_download_is_checked_and_a_wrong_one_refused(no_network, monkeypatch):
 
 
 def optimizer_of(model, **trainer_options):
-    model.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", **trainer_options)
-    model.trainer.fit_loop.max_epochs = 10
+    options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "max_epochs": 10}
+    model.trainer = Trainer(**{**options, **trainer_options})
     type(model.trainer).estimated_stepping_batches = property(lambda self: 100)
     configured = model.configure_optimizers()
     return configured["optimizer"], configured["lr_scheduler"]["scheduler"]
@@ -239,24 +239,20 @@ def test_gradual_unfreezing_goes_from_the_head_down():
     optimizer_of(model)
     order = {}
     for epoch in range(10):
-        type(model).global_step = property(lambda self, step=10 * epoch: step)
+        model.trainer.fit_loop.epoch_progress.current.completed = epoch
         model.on_train_epoch_start()
         for name, p in model.net.named_parameters():
             assert p.requires_grad == (part_of(name) not in model.frozen)
             assert (model.lr_factor(1, 100, part_of(name)) > 0) == p.requires_grad
             if p.requires_grad:
                 order.setdefault(part_of(name), epoch)
-    del type(model).global_step
     assert order == {"head": 0, "layer4": 1, "layer3": 2, "layer2": 3, "layer1": 4, "stem": 5}
     assert model.net.bn1.training
 
 
-def test_gradual_unfreezing_needs_an_end(monkeypatch):
-    model = make(fine_tune="gradual")
-    model.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    monkeypatch.setattr(Trainer, "estimated_stepping_batches", property(lambda self: float("inf")))
+def test_gradual_unfreezing_needs_an_end():
     with pytest.raises(UserError, match="needs an end"):
-        model.configure_optimizers()
+        optimizer_of(make(fine_tune="gradual"), max_epochs=-1)
 
 
 def test_class_weights_and_mixed_labels_reach_the_loss():

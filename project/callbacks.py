@@ -70,10 +70,11 @@ class Monitor(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, without the version number of the run among the metrics."""
+    """Lightning's rich progress bar, with no more metrics than fit beside it."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name not in ("v_num", "train/loss_epoch")}
 
 
 def tensorboard(trainer: Trainer) -> SummaryWriter | None:

@@ -100,8 +100,7 @@ def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> 
     return {
         "split": split,
         "num_samples": int(support.sum()),
-        "top5": None,  # unless it is among the scalars
-        **scalars,
+        **{"top1": None, "top5": None, **scalars},  # these two first; top5 is there only with more than 5 classes
         "per_class": {
             name: {"precision": p, "recall": r, "support": n}
             for name, p, r, n in zip(class_names, precision.tolist(), recall.tolist(), support.tolist(), strict=True)

@@ -199,7 +199,7 @@ class ResNetClassifier(LightningModule):
         metrics.reset()
         for name, value in self.results.items():
             if value.ndim == 0:
-                self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", "top1"))
+                self.log(f"{stage}/{name}", value, prog_bar=name == "top1")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams

@@ -127,7 +127,7 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, config:
     summary = summarize(model.results, model.class_names, data.test_split)
     if trainer.log_dir is None:  # --logger false, or --fast_dev_run
         return
-    folder = Path(os.path.relpath(trainer.log_dir))
+    folder = shortest(trainer.log_dir)
     report(summary, model.results["confusion"], folder)
     if isinstance(trainer.logger, TensorBoardLogger):
         final = {f"final/{name}": value for name, value in summary.items() if isinstance(value, float)}
@@ -136,9 +136,15 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, config:
     log.info(f"Run folder:  {folder}")
     log.info(f"TensorBoard: tensorboard --logdir {folder.parent}")
     if best:
-        scripts, best = Path(sys.argv[0]).parent, os.path.relpath(best)
-        log.info(f"Evaluate:    python {scripts / 'evaluate.py'} --ckpt {best}")
-        log.info(f"Predict:     python {scripts / 'predict.py'} --ckpt {best} IMAGE_OR_FOLDER")
+        scripts = Path(sys.argv[0]).parent
+        log.info(f"Evaluate:    python {scripts / 'evaluate.py'} --ckpt {shortest(best)}")
+        log.info(f"Predict:     python {scripts / 'predict.py'} --ckpt {shortest(best)} IMAGE_OR_FOLDER")
+
+
+def shortest(path: str) -> Path:
+    """As one would type it: relative, if it lies below the working folder."""
+    relative = os.path.relpath(path)
+    return Path(path if relative.startswith("..") else relative)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,10 @@ class Monitor(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, with no more metrics than fit beside it."""
+    """Lightning's rich progress bar, on stderr, with no more metrics than fit beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(console_kwargs={"stderr": True})
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

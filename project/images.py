@@ -24,8 +24,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_PIXELS = 100_000_000  # a 50 kB PNG can claim 30,000 x 30,000 pixels: refuse it before decoding takes the memory
 
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow itself refuses only twice the limit
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns above this, and refuses at twice as much
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse at once, see _opened
 
 
 class BadImage(UserError):
@@ -64,6 +64,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     """Open a file without decoding it; whatever goes wrong inside becomes a `BadImage` that names it."""
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels exceeds limit of {MAX_PIXELS} pixels")
             yield image
     except (
         Exception

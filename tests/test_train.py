@@ -380,7 +380,23 @@ def test_the_sample_is_learned(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_pretrained_weights_beat_random_ones_on_the_sample(tmp_path):
-    pretrained = run_sample(tmp_path / "pretrained")
-    random = run_sample(tmp_path / "random", "--model.weights=none")
-    assert pretrained["top1"] >= random["top1"] + 0.08
+    """By 8 points of top-1 on the average of three seeds (one seed's difference varies by some points)."""
+
+    def mean_top1(*options: str) -> float:
+        runs = [run_sample(tmp_path / f"{len(options)}-{seed}", f"--seed={seed}", *options) for seed in range(3)]
+        return sum(metrics["top1"] for metrics in runs) / 3
+
+    assert mean_top1() >= mean_top1("--model.weights=none") + 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fine_tune", ["full", "gradual"])
+def test_two_processes_train_one_model(split, tmp_path, fine_tune):
+    command = [sys.executable, ROOT / "scripts/train.py", *FAST, f"--data.root={split}", "--devices=2"]
+    command += ["--strategy=ddp", f"--model.fine_tune={fine_tune}", f"--default_root_dir={tmp_path}", "--max_epochs=3"]
+    subprocess.run(command, check=True, capture_output=True)
+    (run,) = (tmp_path / "lightning_logs").iterdir()
+    assert json.loads((run / "metrics.json").read_text())["num_samples"] == 9
+    assert load_checkpoint(str(run / "checkpoints/last.ckpt"))["global_step"] == 3 * 2  # 18 images on 2 x 8

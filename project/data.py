@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
 
-from project import UserError
+from project import UserError, shortest
 from project.images import BadImage, load_image, read_size
 from project.samples import Samples, class_list, complete_splits, find_samples, without_bad_images
 
@@ -152,7 +152,9 @@ class ImageData(LightningDataModule):
         """One line on what was found, for the log."""
         splits = ", ".join(f"{len(samples):,} {split}" for split, samples in self.samples.items())
         size = self.preprocessing["crop_size"]
-        return f"{self.root}: {len(self.class_names)} classes; {splits} images; seen at {size} x {size} pixels"
+        return (
+            f"{shortest(self.root)}: {len(self.class_names)} classes; {splits} images; seen at {size} x {size} pixels"
+        )
 
     def choose_test_split(self, split: str) -> None:
         """What `test_dataloader` gives: `train`, `val`, `test` or `all`; for `test`, if there is none, `val`."""

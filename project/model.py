@@ -1,6 +1,7 @@
 """The model: a pretrained ResNet with a new head, its loss, its optimizer and its schedule."""
 
 import math
+import os
 import pickle
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from project import UserError
+from project import UserError, shortest
 from project.data import IGNORE
 from project.metrics import EvalMetrics
 
@@ -125,7 +126,8 @@ class ResNetClassifier(LightningModule):
         total, learning = (
             sum(p.numel() for p in ps) for ps in (parameters, [p for p in parameters if p.requires_grad])
         )
-        start = "random weights" if h["weights"] == "none" else f"weights {h['weights']}"
+        start = h["weights"]
+        start = {"none": "random weights"}.get(start, shortest(start) if os.path.isfile(start) else f"{start} weights")
         return f"{h['arch']} from {start}: {learning / 1e6:.1f} M of {total / 1e6:.1f} M parameters are trained"
 
     def forward(self, images: Tensor) -> Tensor:

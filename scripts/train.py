@@ -9,7 +9,6 @@
 Options of Lightning's Trainer stand at the top level, those of the data and the model under `data.` and `model.`.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -19,7 +18,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from project import UserError
+from project import UserError, shortest
 from project.callbacks import SaveConfig
 from project.checkpoint import check_classes, find_checkpoint, load_checkpoint
 from project.cli import Parser, choose_precision, log, make_trainer, run
@@ -127,7 +126,7 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, config:
     summary = summarize(model.results, model.class_names, data.test_split)
     if trainer.log_dir is None:  # --logger false, or --fast_dev_run
         return
-    folder = shortest(trainer.log_dir)
+    folder = Path(shortest(trainer.log_dir))
     report(summary, model.results["confusion"], folder)
     if isinstance(trainer.logger, TensorBoardLogger):
         final = {f"final/{name}": value for name, value in summary.items() if isinstance(value, float)}
@@ -139,12 +138,6 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, config:
         scripts = Path(sys.argv[0]).parent
         log.info(f"Evaluate:    python {scripts / 'evaluate.py'} --ckpt {shortest(best)}")
         log.info(f"Predict:     python {scripts / 'predict.py'} --ckpt {shortest(best)} IMAGE_OR_FOLDER")
-
-
-def shortest(path: str) -> Path:
-    """As one would type it: relative, if it lies below the working folder."""
-    relative = os.path.relpath(path)
-    return Path(path if relative.startswith("..") else relative)
 
 
 if __name__ == "__main__":

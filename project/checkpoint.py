@@ -36,8 +36,8 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path}: no such file")
     checkpoint = read_file(path, "checkpoint")
-    needed = {"state_dict", "hyper_parameters", "config"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+    needed = ("state_dict", "hyper_parameters", "config")
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in needed):
         raise UserError(f"checkpoint {path}: not written by scripts/train.py (weights alone go to --model.weights)")
     return checkpoint
 

@@ -131,7 +131,7 @@ def make_trainer(options: dict[str, Any], resume: str | None, callbacks: list[Ca
             run_folder = Path(resume).absolute().parents[1]
             if run_folder.parent.name == "lightning_logs":
                 root, version = run_folder.parents[1], run_folder.name
-        check_writable(root / "lightning_logs")
+        check_writable(root / "lightning_logs", "--default_root_dir")
         options = {**options, "logger": TensorBoardLogger(root, version=version, default_hp_metric=False)}
 
     given = options["callbacks"] or []
@@ -182,7 +182,7 @@ def inference_trainer(args: Namespace) -> Trainer:
     )
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str) -> None:
     """Find out before the work that results can be kept.
 
     Raises:
@@ -194,6 +194,4 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}); choose another place with --default_root_dir"
-        ) from error
+        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another place with {option}") from error

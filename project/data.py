@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
 
-from project import UserError, shortest
+from project import UserError, check_range, shortest
 from project.images import BadImage, load_image, read_size
 from project.samples import Samples, class_list, complete_splits, find_samples, without_bad_images
 
@@ -86,8 +86,13 @@ class ImageData(LightningDataModule):
         super().__init__()
         if root is None or preprocessing is None:
             raise UserError("no data: name a folder of images or a CSV manifest with --data.root")
-        if batch_size < 1:
-            raise UserError(f"--data.batch_size is {batch_size}; it must be at least 1")
+        check_range("data.batch_size", batch_size, 1)
+        check_range("data.num_workers", num_workers or 0, 0)
+        check_range("data.crop_scale", crop_scale, 0.01, 1)
+        check_range("data.flip", flip, 0, 1)
+        check_range("data.random_erasing", random_erasing, 0, 1)
+        check_range("data.mixup", mixup, 0)
+        check_range("data.cutmix", cutmix, 0)
         if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
             raise UserError(
                 f"--data.val_fraction {val_fraction} and --data.test_fraction {test_fraction} "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from project import UserError, shortest
+from project import UserError, check_range, shortest
 from project.data import IGNORE
 from project.metrics import EvalMetrics
 
@@ -93,6 +93,13 @@ class ResNetClassifier(LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        check_range("model.dropout", dropout, 0, 1)
+        check_range("model.lr", lr, 0)
+        check_range("model.backbone_lr_factor", backbone_lr_factor, 0)
+        check_range("model.momentum", momentum, 0, 1)
+        check_range("model.weight_decay", weight_decay, 0)
+        check_range("model.warmup_ratio", warmup_ratio, 0, 1)
+        check_range("model.label_smoothing", label_smoothing, 0, 1)
         self.save_hyperparameters()
         self.class_names = class_names
 
@@ -307,7 +314,7 @@ def named_weights(arch: Arch, weights: str) -> torchvision.models.WeightsEnum | 
     if name not in names:
         raise UserError(
             f"--model.weights {weights}: no such file, and no torchvision weights of {arch}, "
-            f"which are: {', '.join(names)}, DEFAULT (the newest), none"
+            f"which are: {', '.join(names)} (the newest), none"
         )
     return names[name]
 

@@ -80,6 +80,7 @@ def read_manifest(path: str) -> dict[str, Samples]:
     base = os.path.dirname(os.path.abspath(path))
     found: dict[str, Samples] = defaultdict(list)
     missing = []
+    lines: dict[str, int] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -94,6 +95,9 @@ def read_manifest(path: str) -> dict[str, Samples]:
                 if "split" in columns and split not in SPLIT_NAMES:
                     raise UserError(f"{where}: split is {split!r}; it must be train, val or test")
                 image = os.path.join(base, image)
+                if image in lines:  # in one split it would count twice; in two, training would see what is tested
+                    raise UserError(f"{where}: {row['path']} stands in line {lines[image]}, too")
+                lines[image] = reader.line_num
                 if not os.path.isfile(image):
                     missing.append(f"{image} (line {reader.line_num})")
                 found[SPLIT_NAMES.get(split, "all")].append((image, label))

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 
 from project import UserError
 from project.checkpoint import check_classes, load_model
-from project.cli import Parser, add_device_options, inference_trainer, log, run
+from project.cli import Parser, add_device_options, check_writable, inference_trainer, log, run
 from project.data import ImageData
 from project.metrics import report, summarize
 
@@ -37,13 +37,14 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     model, config = load_model(args.ckpt)
+    folder = Path(args.output or Path(args.ckpt).parent)
+    check_writable(folder, "--output")
     data = load_data(args, model.hparams["preprocessing"], config)
     check_classes(args.ckpt, model.class_names, data.class_names)
     data.choose_test_split(args.split)
 
     trainer = inference_trainer(args)
     trainer.test(model, datamodule=data, verbose=False)
-    folder = Path(args.output or Path(args.ckpt).parent)
     report(summarize(model.results, model.class_names, data.test_split), model.results["confusion"], folder)
     log.info(f"Written: {folder / 'metrics.json'}, {folder / 'confusion_matrix.png'}")
 
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 def load_data(args: Namespace, preprocessing: dict[str, Any], config: dict[str, Any]) -> ImageData:
     """The data as in training, split included, but for the options given here."""
     given = {name: value for name, value in vars(args.data).items() if value is not None}
-    options = {**config["data"], "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
+    options = {**config.get("data", {}), "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
     try:
         data = ImageData(preprocessing=preprocessing, **options)
     except TypeError as error:

@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
         file = sys.stdout
         if args.output:  # opened first: better to fail before the work than after it
             try:
-                file = stack.enter_context(open(args.output, "w", newline="", encoding="utf-8"))
+                file = stack.enter_context(
+                    open(args.output, "w", newline="", encoding="utf-8", errors="surrogateescape")
+                )
             except OSError as error:
                 raise UserError(f"cannot write {args.output} ({error.strerror})") from error
         loader = DataLoader(
@@ -85,7 +87,8 @@ def write_lines(
 ) -> None:
     for path, labels, shares, error in zip(paths, names, values, errors, strict=True):
         found = ", ".join(f"{name} {p:.1%}" for name, p in zip(labels, shares, strict=True))
-        print(f"{path}: {f'not read: {error}' if error else found}", file=file)
+        name = os.fsencode(path).decode(errors="replace")
+        print(f"{name}: {f'not read: {error}' if error else found}", file=file)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from project import UserError, shortest
+from project import UserError, check_range, shortest
 from project.callbacks import SaveConfig
-from project.checkpoint import check_classes, find_checkpoint, load_checkpoint
+from project.checkpoint import check_classes, find_checkpoint, load_checkpoint, load_model
 from project.cli import Parser, choose_precision, log, make_trainer, run
 from project.data import ImageData
 from project.metrics import report, summarize
@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     resume = config.ckpt_path and find_checkpoint(config.ckpt_path, config.default_root_dir or ".")
     config.precision = choose_precision(config.precision, config.accelerator)
     saved = json_config(parser, config)
+    check_range("seed", config.seed, 0, 2**32 - 1)
     seed_everything(config.seed, workers=True, verbose=False)
 
     objects = parser.instantiate(config)  # callbacks, loggers, … that are given by class
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     data = ImageData(preprocessing=preprocessing_for(config.model.arch, config.model.weights), **config.data)
     log.info(data.describe())
     if resume:
-        check_resumable(resume, data.class_names, trainer.max_epochs)
+        check_resumable(resume, data.class_names, config, trainer.max_epochs)
     model = ResNetClassifier(
         class_names=data.class_names,
         preprocessing=data.preprocessing,
@@ -103,11 +104,17 @@ def main(argv: list[str] | None = None) -> None:
     evaluate(trainer, model, data, saved)
 
 
-def check_resumable(path: str, class_names: list[str], max_epochs: int | None) -> None:
+def check_resumable(path: str, class_names: list[str], config: Namespace, max_epochs: int | None) -> None:
     """Refuse what would fail late, or end at once without a word."""
-    checkpoint = load_checkpoint(path)
-    check_classes(path, checkpoint["hyper_parameters"]["class_names"], class_names)
-    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    model, _ = load_model(path)
+    check_classes(path, model.class_names, class_names)
+    for name in ("arch", "fine_tune", "optimizer"):
+        if model.hparams[name] != config.model[name]:
+            raise UserError(f"{path} was trained with --model.{name} {model.hparams[name]}, not {config.model[name]}")
+    progress = load_checkpoint(path).get("loops", {}).get("fit_loop")
+    if progress is None:
+        raise UserError(f"{path} holds no progress to go on from; take what it has learned with --model.weights {path}")
+    done = progress["epoch_progress"]["current"]["processed"]
     if max_epochs is not None and 0 <= max_epochs <= done:
         raise UserError(f"{path} has finished {done} of {max_epochs} epochs: ask for more with --max_epochs")
 

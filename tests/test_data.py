@@ -21,7 +21,20 @@ def test_a_file_that_breaks_after_the_check_is_named(flat):
         list(data.train_dataloader())
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"val_fraction": 0.6, "test_fraction": 0.5}, {"image_size": 8}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0},
+        {"val_fraction": 0.6, "test_fraction": 0.5},
+        {"image_size": 8},
+        {"flip": 2},
+        {"crop_scale": 0},
+        {"mixup": -1},
+        {"cutmix": -1},
+        {"random_erasing": 4},
+        {"num_workers": -1},
+    ],
+)
 def test_options_out_of_range(flat, options):
     with pytest.raises(UserError, match=f"--data.{next(iter(options))}"):
         make_data(flat, **options)

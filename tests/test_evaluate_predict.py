@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -115,6 +116,17 @@ def test_predict_writes_csv_and_reports_unreadable_files_in_their_rows(away, cap
     assert "2 of 4 files could not be read" in caplog.text
 
 
+def test_predict_takes_any_file_name(away, capfd):
+    for name in ("ünï cödé.png".encode(), b"not-text-\xff.png", b"a,b.png"):
+        save_image(away / "images/plain.png").rename(away / "images" / os.fsdecode(name))
+    predict.main([*CPU, "--ckpt=model.ckpt", "images", "--output=out.csv", "--num_workers=0"])
+    with open("out.csv", newline="", errors="surrogateescape") as file:
+        paths = {os.fsencode(row["path"]) for row in csv.DictReader(file)}
+    assert paths == {"images/ünï cödé.png".encode(), b"images/not-text-\xff.png", b"images/a,b.png"}
+    predict.main([*CPU, "--ckpt=model.ckpt", "images", "--num_workers=0"])
+    assert "images/not-text-\ufffd.png: " in capfd.readouterr().out
+
+
 def test_predict_agrees_with_evaluate(trained, tmp_path):
     data = trained.parents[1] / "data/test"
     predict.main([*CPU, f"--ckpt={trained / 'checkpoints/best.ckpt'}", str(data), f"--output={tmp_path / 'o.csv'}"])
@@ -126,6 +138,9 @@ def test_predict_agrees_with_evaluate(trained, tmp_path):
 def test_predict_bad_input(fails, away):
     (away / "empty").mkdir()
     assert "no images under empty" in fails(predict.main, *CPU, "--ckpt=model.ckpt", "empty")
+    (away / "file").write_text("")
+    line = fails(evaluate.main, *CPU, "--ckpt=model.ckpt", f"--data.root={away}", "--output=file")
+    assert "cannot write to file" in line and "--output" in line
     line = fails(predict.main, *CPU, "--ckpt=model.ckpt", "x.png", "--output=nowhere/out.csv")
     assert "cannot write nowhere/out.csv" in line
 

@@ -222,6 +222,15 @@ def test_schedule_warms_up_and_ends_at_zero():
     assert model.lr_factor(5, float("inf"), "head") == 1.0
 
 
+@pytest.mark.parametrize(
+    "options", [{"dropout": 3}, {"lr": -1}, {"label_smoothing": 2}, {"warmup_ratio": -1}, {"weight_decay": -1}]
+)
+def test_options_out_of_range(options):
+    ((name, value),) = options.items()
+    with pytest.raises(UserError, match=rf"--model\.{name} {value}: must be"):
+        make(**options)
+
+
 def test_head_only_trains_the_head_and_leaves_batchnorm_alone():
     model = make(fine_tune="head", dropout=0.5)
     assert {name for name, p in model.net.named_parameters() if p.requires_grad} == {"fc.1.weight", "fc.1.bias"}

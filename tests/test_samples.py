@@ -112,6 +112,8 @@ def test_manifest_without_splits(flat):
         ("", "no column 'label', 'path'"),
         ("path,label\nnowhere.png,x\n", r"1 of its files do not exist: .*nowhere.png \(line 2\)"),
         ("path,label\n,x\n", "line 2: path is empty"),
+        ("path,label\nred/red-0.png,x\nred/red-0.png,y\n", "line 3: red/red-0.png stands in line 2, too"),
+        ("path,label\nred/red-0.png\n", "line 2: label is empty"),
         ("path,label\nblue/blue-0.png,\n", "line 2: label is empty"),
         ("path,label,split\nblue/blue-0.png,blue,dev\n", "line 2: split is 'dev'"),
         (b"path,label\n\xff\xfe\n", "not a CSV file in UTF-8"),

@@ -251,7 +251,6 @@ def ensure(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_ctrl_c_keeps_the_last_checkpoint_and_exits_130(tmp_path):
     command = [sys.executable, ROOT / "scripts/train.py", "--max_epochs=100", f"--default_root_dir={tmp_path}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -278,6 +277,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_exits_130(tmp_path):
         (["--strategy=dpp"], "invalid strategy name"),
         (["--ckpt_path=nowhere.ckpt"], "checkpoint nowhere.ckpt: no such file"),
         (["--ckpt_path=last"], "has a last.ckpt"),
+        (["--seed=-1"], "--seed -1: must be from 0"),
     ],
 )
 def test_bad_input_ends_in_one_line(fails, flat, tmp_path, options, expected):
@@ -328,7 +328,11 @@ def bad_checkpoints(good: Path, folder: Path) -> dict[str, Path]:
     (folder / "text.ckpt").write_text("hello")
     (folder / "pickle.ckpt").write_bytes(pickle.dumps(Exploding(folder / "ran")))
     torch.save({"state_dict": {}, "x": Exploding(folder / "ran")}, folder / "malicious.ckpt")
-    torch.save(torch.load(good, weights_only=True)["state_dict"], folder / "weights.ckpt")
+    checkpoint = torch.load(good, weights_only=True)
+    torch.save(checkpoint["state_dict"], folder / "weights.ckpt")
+    torch.save({**checkpoint, "hyper_parameters": [1]}, folder / "list.ckpt")
+    torch.save({**checkpoint, "state_dict": {"a": 1}}, folder / "hollow.ckpt")
+    torch.save({**checkpoint, "config": None}, folder / "no-config.ckpt")
     return {path.stem: path for path in folder.glob("*.ckpt")}
 
 
@@ -346,6 +350,9 @@ def test_resuming_needs_the_same_classes_and_something_left_to_do(fails, trained
     save_image(tmp_path / "data/train/zebra/0.png")
     line = fails(train.main, config, last, f"--data.root={tmp_path / 'data'}", "--max_epochs=5")
     assert "has 3 classes, the data 4; only in the data: zebra" in line
+    more = ["--max_epochs=5", last, config]
+    assert "with --model.arch resnet18, not resnet34" in fails(train.main, *more, "--model.arch=resnet34")
+    assert "with --model.optimizer adamw, not sgd" in fails(train.main, *more, "--model.optimizer=sgd")
     assert "name its data with --data.root" in fails(train.main, last)
 
 

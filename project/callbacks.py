@@ -28,8 +28,9 @@ class SaveConfig(Callback):
         self.config = config
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero and trainer.log_dir:
-            path = Path(trainer.log_dir, "config.yaml")
+        folder = trainer.log_dir  # asked by every process, because it is broadcast
+        if stage == "fit" and trainer.is_global_zero and folder:
+            path = Path(folder, "config.yaml")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

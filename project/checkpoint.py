@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from project import UserError
+from project.data import eval_transform
 from project.model import ResNetClassifier, first_line, read_file
 
 
@@ -37,7 +38,11 @@ def load_checkpoint(path: str) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: no such file")
     checkpoint = read_file(path, "checkpoint")
     needed = ("state_dict", "hyper_parameters", "config")
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in needed):
+    if (
+        not isinstance(checkpoint, dict)
+        or not all(isinstance(checkpoint.get(part), dict) for part in needed)
+        or not isinstance(checkpoint["config"].get("data"), dict)
+    ):
         raise UserError(f"checkpoint {path}: not written by scripts/train.py (weights alone go to --model.weights)")
     return checkpoint
 
@@ -55,6 +60,7 @@ def load_model(path: str) -> tuple[ResNetClassifier, dict[str, Any]]:
     try:
         model = ResNetClassifier(**{**checkpoint["hyper_parameters"], "weights": "none"})
         model.load_state_dict(checkpoint["state_dict"])
+        eval_transform(model.hparams["preprocessing"])
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"checkpoint {path}: its parts do not fit together ({first_line(error)})") from error
     return model.eval(), checkpoint["config"]

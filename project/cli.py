@@ -164,15 +164,14 @@ def add_device_options(parser: Parser) -> None:
     parser.add_argument(
         "--accelerator", type=str, default="auto", help="cpu, gpu, mps, …; `auto` takes the best there is"
     )
-    parser.add_argument("--devices", type=int | str, default=1, help="how many of them, or `auto` for all")
     parser.add_argument("--precision", type=str, default="auto", help="`auto`, or one of Lightning's")
 
 
-def inference_trainer(args: Namespace) -> Trainer:
+def inference_trainer(args: Namespace, devices: int | str = 1) -> Trainer:
     """A Trainer that only runs a model, and leaves no files."""
     return build_trainer(
         accelerator=args.accelerator,
-        devices=args.devices,
+        devices=devices,
         precision=choose_precision(args.precision, args.accelerator),
         logger=False,
         enable_checkpointing=False,

@@ -333,7 +333,8 @@ class EpochSampler(Sampler[int]):
         else:
             order = torch.arange(self.num_samples)
         missing = len(self) * self.world_size - self.num_samples
-        fill = order[:missing] if self.shuffle else torch.full((missing,), self.PADDING)
+        again = order.repeat(self.world_size)[:missing]  # of few images for many processes, each several times
+        fill = again if self.shuffle else torch.full((missing,), self.PADDING)
         mine = torch.cat([order, fill])[self.rank :: self.world_size]
         epoch, num_done = self.resumed or (0, 0)
         return iter(mine[num_done if epoch == self.epoch else 0 :].tolist())
@@ -348,8 +349,7 @@ def fit_preprocessing(preprocessing: dict[str, Any], image_size: int | None, sam
         some = samples[:: max(1, len(samples) // 64)]
         side = median(min(read_size(path)) for path, _ in some)
         image_size = min(crop, max(64, 32 * round(2 * side / 32)))
-    if image_size < 32:
-        raise UserError(f"--data.image_size {image_size}: a ResNet needs at least 32 pixels")
+    check_range("data.image_size", image_size, 32, 2048)
     return {**preprocessing, "crop_size": image_size, "resize_size": round(resize * image_size / crop)}
 
 

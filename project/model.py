@@ -309,9 +309,10 @@ def named_weights(arch: Arch, weights: str) -> torchvision.models.WeightsEnum | 
     """
     if weights == "none" or Path(weights).is_file():
         return None
-    names = torchvision.models.get_model_weights(arch).__members__
-    name = weights.rpartition(".")[2]  # torchvision prints them as ResNet50_Weights.IMAGENET1K_V2
-    if name not in names:
+    known = torchvision.models.get_model_weights(arch)
+    names = known.__members__
+    prefix, _, name = weights.rpartition(".")  # torchvision prints them as ResNet50_Weights.IMAGENET1K_V2
+    if name not in names or prefix not in ("", known.__name__):
         raise UserError(
             f"--model.weights {weights}: no such file, and no torchvision weights of {arch}, "
             f"which are: {', '.join(names)} (the newest), none"

@@ -36,12 +36,13 @@ def find_samples(root: str) -> dict[str, Samples]:
     if not os.path.isdir(root):
         raise UserError(f"--data.root {root}: no such folder or file")
     folders = {name: os.path.join(root, name) for name in subfolders(root)}
-    if folders and folders.keys() <= SPLIT_NAMES.keys() - {"train"}:
+    only_splits = bool(folders) and folders.keys() <= SPLIT_NAMES.keys()
+    if only_splits and "train" not in folders:
         raise UserError(
             f"{root} has {quoted(folders)} but no train folder (for one of them: --data.root {root}/{min(folders)})"
         )
     # A class may be called "train" (there are data sets of vehicles): a split holds folders, a class holds images.
-    if "train" in folders and subfolders(folders["train"]) and not has_images(folders["train"]):
+    if only_splits or ("train" in folders and subfolders(folders["train"]) and not has_images(folders["train"])):
         found: dict[str, Samples] = {}
         for name, folder in folders.items():
             if name not in SPLIT_NAMES:
@@ -94,7 +95,7 @@ def read_manifest(path: str) -> dict[str, Samples]:
                     raise UserError(f"{where}: {'path' if not image else 'label'} is empty")
                 if "split" in columns and split not in SPLIT_NAMES:
                     raise UserError(f"{where}: split is {split!r}; it must be train, val or test")
-                image = os.path.join(base, image)
+                image = os.path.normpath(os.path.join(base, image))
                 if image in lines:  # in one split it would count twice; in two, training would see what is tested
                     raise UserError(f"{where}: {row['path']} stands in line {lines[image]}, too")
                 lines[image] = reader.line_num

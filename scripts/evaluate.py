@@ -31,6 +31,7 @@ def make_parser() -> Parser:
     parser.add_argument("--data.num_workers", type=int | None, help="processes that decode (default: one a core)")
     parser.add_argument("--data.bad_images", type=Literal["error", "skip"] | None, help="what to do with broken files")
     add_device_options(parser)
+    parser.add_argument("--devices", type=int | str, default=1, help="how many of them, or `auto` for all")
     return parser
 
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     check_classes(args.ckpt, model.class_names, data.class_names)
     data.choose_test_split(args.split)
 
-    trainer = inference_trainer(args)
+    trainer = inference_trainer(args, args.devices)
     trainer.test(model, datamodule=data, verbose=False)
     report(summarize(model.results, model.class_names, data.test_split), model.results["confusion"], folder)
     log.info(f"Written: {folder / 'metrics.json'}, {folder / 'confusion_matrix.png'}")
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 def load_data(args: Namespace, preprocessing: dict[str, Any], config: dict[str, Any]) -> ImageData:
     """The data as in training, split included, but for the options given here."""
     given = {name: value for name, value in vars(args.data).items() if value is not None}
-    options = {**config.get("data", {}), "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
+    options = {**config["data"], "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
     try:
         data = ImageData(preprocessing=preprocessing, **options)
     except TypeError as error:

@@ -13,7 +13,7 @@ from typing import TextIO
 import torch
 from torch.utils.data import DataLoader
 
-from project import UserError
+from project import UserError, check_range
 from project.checkpoint import load_model
 from project.cli import Parser, add_device_options, inference_trainer, log, run
 from project.data import FileDataset, default_workers, eval_transform
@@ -34,12 +34,15 @@ def make_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    if args.top_k < 1 or args.batch_size < 1:
-        raise UserError("--top_k and --batch_size must be at least 1")
+    check_range("top_k", args.top_k, 1)
+    check_range("batch_size", args.batch_size, 1)
+    check_range("num_workers", args.num_workers or 0, 0)
     model, _ = load_model(args.ckpt)
     paths = [path for given in args.images for path in (list_images(given)[0] if os.path.isdir(given) else [given])]
     if not paths:
         raise UserError(f"no images under {', '.join(args.images)}")
+    if args.output and os.path.realpath(args.output) in map(os.path.realpath, paths):
+        raise UserError(f"--output {args.output} is one of the images")
 
     with ExitStack() as stack:
         file = sys.stdout

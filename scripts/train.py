@@ -3,12 +3,13 @@
     python scripts/train.py                                  # the built-in sample
     python scripts/train.py --data.root DIR                  # your own images: DIR/<class>/*.jpg
     python scripts/train.py --data.root DIR --accelerator gpu --devices 2
-    python scripts/train.py --config configs/frozen_backbone.yaml --data.root DIR --max_epochs 5
+    python scripts/train.py --config configs/head_only.yaml --data.root DIR --max_epochs 5
     python scripts/train.py --ckpt_path last                 # go on with the newest run
 
 Options of Lightning's Trainer stand at the top level, those of the data and the model under `data.` and `model.`.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -90,15 +91,15 @@ def main(argv: list[str] | None = None) -> None:
         class_names=data.class_names,
         preprocessing=data.preprocessing,
         class_weights=data.class_weights,
-        **config.model,
+        **{**config.model, **({"weights": "none"} if resume else {})},  # a checkpoint brings its own
     )
-    log.info(model.describe())
+    log.info(f"Resuming {resume}" if resume else model.describe())
 
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C, once its callbacks have saved
         if trainer.interrupted:
-            log.info(f"\nInterrupted. Run folder: {trainer.log_dir}\nTo go on: python {sys.argv[0]} --ckpt_path last")
+            log.info(f"\nInterrupted. To go on: python {sys.argv[0]} --ckpt_path last")
             sys.exit(130)
         raise
     evaluate(trainer, model, data, saved)
@@ -122,6 +123,9 @@ def check_resumable(path: str, class_names: list[str], config: Namespace, max_ep
 def json_config(parser: Parser, config: Namespace) -> dict[str, Any]:
     """The resolved options as JSON types: what `config.yaml` and every checkpoint hold."""
     saved = yaml.safe_load(parser.dump(config, skip_validation=True))
+    for group, name in (("data", "root"), ("model", "weights")):  # so that they are found from any folder
+        if os.path.exists(saved[group][name]):
+            saved[group][name] = os.path.abspath(saved[group][name])
     return {name: value for name, value in saved.items() if name not in ("config", "ckpt_path")}
 
 

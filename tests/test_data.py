@@ -136,6 +136,11 @@ def test_processes_share_the_data_out(world_size):
     assert set().union(*shuffled) == set(range(10))
 
 
+def test_more_processes_than_images_still_get_equal_shares():
+    shares = [list(EpochSampler(2, shuffle=True, rank=rank, world_size=7)) for rank in range(7)]
+    assert {len(share) for share in shares} == {1}
+
+
 def test_padding_is_ignored(split):
     _, label = make_data(split).dataset("val")[EpochSampler.PADDING]
     assert label == IGNORE

@@ -133,6 +133,8 @@ def test_a_list_is_no_state_dict(tmp_path):
 
 
 def test_unknown_weights_name_lists_the_known():
+    with pytest.raises(UserError, match=r"ResNet50_Weights\.IMAGENET1K_V1: no such file"):
+        make(arch="resnet18", weights="ResNet50_Weights.IMAGENET1K_V1")
     with pytest.raises(UserError, match=r"IMAGENET1K_V7: no such file.*IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"):
         make(arch="resnet50", weights="IMAGENET1K_V7")
 

@@ -84,6 +84,15 @@ def test_a_class_may_be_called_train(tmp_path):
     assert data.class_names == ["plane", "train"]
 
 
+def test_split_folders_are_never_classes(split):
+    save_image(split / "train/stray.png")
+    assert make_data(split).class_names == ["blue", "green", "red"]
+    for name in ("blue", "green", "red"):
+        shutil.rmtree(split / "train" / name)
+    with pytest.raises(UserError, match=r"no images in class folders under .*train"):
+        make_data(split)
+
+
 def test_manifest_with_splits(split):
     with open(split / "all.csv", "w", newline="") as file:
         writer = csv.writer(file)

@@ -332,7 +332,9 @@ def bad_checkpoints(good: Path, folder: Path) -> dict[str, Path]:
     torch.save(checkpoint["state_dict"], folder / "weights.ckpt")
     torch.save({**checkpoint, "hyper_parameters": [1]}, folder / "list.ckpt")
     torch.save({**checkpoint, "state_dict": {"a": 1}}, folder / "hollow.ckpt")
-    torch.save({**checkpoint, "config": None}, folder / "no-config.ckpt")
+    torch.save({**checkpoint, "config": {"data": [1]}}, folder / "no-config.ckpt")
+    hyper_parameters = {**checkpoint["hyper_parameters"], "preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    torch.save({**checkpoint, "hyper_parameters": hyper_parameters}, folder / "no-sizes.ckpt")
     return {path.stem: path for path in folder.glob("*.ckpt")}
 
 
@@ -401,9 +403,16 @@ def test_pretrained_weights_beat_random_ones_on_the_sample(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("fine_tune", ["full", "gradual"])
 def test_two_processes_train_one_model(split, tmp_path, fine_tune):
-    command = [sys.executable, ROOT / "scripts/train.py", *FAST, f"--data.root={split}", "--devices=2"]
+    command = [
+        sys.executable,
+        ROOT / "scripts/train.py",
+        *FAST,
+        f"--data.root={split}",
+        "--devices=2",
+        "--data.batch_size=5",
+    ]
     command += ["--strategy=ddp", f"--model.fine_tune={fine_tune}", f"--default_root_dir={tmp_path}", "--max_epochs=3"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, timeout=180)
     (run,) = (tmp_path / "lightning_logs").iterdir()
     assert json.loads((run / "metrics.json").read_text())["num_samples"] == 9
-    assert load_checkpoint(str(run / "checkpoints/last.ckpt"))["global_step"] == 3 * 2  # 18 images on 2 x 8
+    assert load_checkpoint(str(run / "checkpoints/last.ckpt"))["global_step"] == 3 * 2  # 9 images for each, by 5

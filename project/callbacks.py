@@ -54,7 +54,8 @@ class Monitor(Callback):
         assert isinstance(pl_module, ResNetClassifier)
         images, labels = batch
         if self.started is None:  # the clock starts after an epoch's first batch, which waits for the workers
-            if trainer.current_epoch == 0 and batch_idx == 0 and (board := tensorboard(trainer)):
+            board = tensorboard(trainer)
+            if board and trainer.current_epoch == 0 and batch_idx == 0 and images.ndim == 4:
                 board.add_figure("train/images", image_grid(images, labels, pl_module.class_names), trainer.global_step)
             self.started, self.num_images = time.perf_counter(), 0
             return
@@ -75,10 +76,14 @@ class ProgressBar(RichProgressBar):
 
     def __init__(self) -> None:
         super().__init__(console_kwargs={"stderr": True})
+        self.shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name not in ("v_num", "train/loss_epoch")}
+        # To read a value is to wait for the device: in training only where the logger waits for it anyway
+        if not trainer.training or trainer._logger_connector.should_update_logs:
+            metrics = super().get_metrics(trainer, pl_module)
+            self.shown = {name: value for name, value in metrics.items() if name != "v_num"}
+        return self.shown
 
 
 def tensorboard(trainer: Trainer) -> SummaryWriter | None:

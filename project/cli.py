@@ -77,13 +77,15 @@ def set_up_messages() -> None:
     if not ours.handlers:
         ours.addHandler(logging.StreamHandler())
     ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.ERROR)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    quiet = ("utilities.rank_zero", "trainer.connectors.checkpoint_connector", "tuner.batch_size_scaling")
+    for name in (*(f"lightning.pytorch.{module}" for module in quiet), "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for advice in (
         "does not have many workers",
         "The number of training batches",
         "Checkpoint directory .* exists",
         "The dirpath has changed",
+        "Found .* in eval mode at the start of training",  # a frozen part is
         "your dataloader is not resumable",  # our sampler is
         "`isinstance.treespec, LeafSpec.` is deprecated",
     ):
@@ -133,6 +135,9 @@ def make_trainer(options: dict[str, Any], resume: str | None, callbacks: list[Ca
                 root, version = run_folder.parents[1], run_folder.name
         check_writable(root / "lightning_logs", "--default_root_dir")
         options = {**options, "logger": TensorBoardLogger(root, version=version, default_hp_metric=False)}
+
+    if options["benchmark"] is None and not options["deterministic"]:
+        options = {**options, "benchmark": True}  # cuDNN tries its algorithms once: all batches have one shape
 
     given = options["callbacks"] or []
     callbacks = [*callbacks, *(given if isinstance(given, list) else [given])]

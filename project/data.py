@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from statistics import median
 from typing import Any, Literal
 
@@ -13,11 +14,11 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import InterpolationMode, v2
+from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from project import UserError, check_range, shortest
-from project.images import BadImage, load_image, read_size
+from project.images import BadImage, load_crop, load_image, read_size
 from project.samples import Samples, class_list, complete_splits, find_samples, without_bad_images
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class ImageData(LightningDataModule):
         val_fraction: Share of each class drawn for validation where there is no val split.
         test_fraction: Share of each class drawn for testing where nothing is split.
         split_seed: Seed of the drawn splits. It is not `--seed`, so that runs with other seeds share one test split.
-        check: Decode every file once, up front, to find the broken ones before training does.
+        check: Decode every new or changed file once, up front, to find the broken ones before training does. By
+            default for up to 100,000 of them, which takes minutes.
         bad_images: What to do with broken files that `check` finds: stop with the list, or leave them out.
         crop_scale: Smallest share of a training image's area that RandomResizedCrop keeps.
         flip: Probability of a horizontal flip. Use 0 where left and right mean something.
@@ -54,6 +56,9 @@ class ImageData(LightningDataModule):
         random_erasing: Probability that a rectangle is blanked (RandomErasing, arXiv 1708.04896).
         mixup: Beta parameter of MixUp (arXiv 1710.09412); 0.2 is usual, 0 is off.
         cutmix: Beta parameter of CutMix (arXiv 1905.04899); 1 is usual, 0 is off. With both, each batch gets one.
+        cache_features: Where the backbone is frozen (`--model.fine_tune head`), compute its features of all images
+            once, without augmentation, and train on those. By default where nothing beyond crops and flips is asked
+            of the augmentation. They are kept for later runs, see `project/cache.py`.
         balance: Against unequal classes: `sampler` draws every class equally often, `loss` weights the loss by
             inverse class frequency.
 
@@ -73,7 +78,7 @@ class ImageData(LightningDataModule):
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
         split_seed: int = 0,
-        check: bool = True,
+        check: bool | None = None,
         bad_images: Literal["error", "skip"] = "error",
         crop_scale: float = 0.35,
         flip: float = 0.5,
@@ -81,6 +86,7 @@ class ImageData(LightningDataModule):
         random_erasing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        cache_features: bool | None = None,
         balance: Literal["none", "sampler", "loss"] = "none",
     ) -> None:
         super().__init__()
@@ -105,25 +111,22 @@ class ImageData(LightningDataModule):
         self.persistent_workers = persistent_workers
         self.balance = balance
         self.resumed = {"epoch": 0, "batches_done": 0}
+        augmented = auto_augment != "none" or random_erasing or mixup or cutmix
+        self.cache_features = not augmented if cache_features is None else cache_features
+        self.features: dict[str, Tensor] = {}  # by split, if they are to be read in place of images
 
-        samples = find_samples(root)
-        if check:
-            samples = without_bad_images(samples, bad_images)
+        samples = without_bad_images(find_samples(root), bad_images, check)
         self.samples = complete_splits(samples, val_fraction, test_fraction, split_seed)
         self.class_names = class_list(self.samples)
         self.test_split = "test" if "test" in self.samples else "val"
 
         self.preprocessing = fit_preprocessing(preprocessing, image_size, self.samples["train"])
         size = self.preprocessing["crop_size"]
-        self.eval_transform = eval_transform(self.preprocessing)
+        resample = Image.Resampling[self.preprocessing["interpolation"].upper()]
+        choose = partial(random_crop, scale=(crop_scale, 1.0))
         self.train_transform = v2.Compose(
             [
-                v2.RandomResizedCrop(
-                    size,
-                    scale=(crop_scale, 1.0),
-                    interpolation=InterpolationMode(self.preprocessing["interpolation"]),
-                    antialias=True,
-                ),
+                partial(load_crop, size=size, choose=choose, resample=resample),
                 v2.RandomHorizontalFlip(flip),
                 *{"none": [], "trivial": [v2.TrivialAugmentWide()], "rand": [v2.RandAugment()]}[auto_augment],
                 v2.PILToTensor(),
@@ -172,13 +175,24 @@ class ImageData(LightningDataModule):
             split = "val"
         self.test_split = split
 
-    def dataset(self, split: str) -> "ImageDataset":
-        transform = self.train_transform if split == "train" else self.eval_transform
-        return ImageDataset(self.samples[split], self.class_names, transform)
+    def labels(self, samples: Samples) -> Tensor:
+        """Indices of classes, int64 `(N,)`."""
+        index = {name: i for i, name in enumerate(self.class_names)}
+        return torch.tensor([index[label] for _, label in samples])
+
+    def dataset(self, split: str, train: bool | None = None) -> "ImageDataset | FeatureDataset":
+        """A split's images, augmented if it is for training, or in place of them what `features` holds."""
+        samples = self.samples[split]
+        if split in self.features:
+            return FeatureDataset(self.features[split], self.labels(samples))
+        train = split == "train" if train is None else train
+        transform = self.train_transform if train else eval_reader(self.preprocessing)
+        return ImageDataset(samples, self.class_names, transform)
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train")
-        weights = 1 / np.bincount(dataset.labels)[dataset.labels] if self.balance == "sampler" else None
+        labels = np.asarray(dataset.labels)
+        weights = 1 / np.bincount(labels)[labels] if self.balance == "sampler" else None
         sampler = EpochSampler(len(dataset), shuffle=True, weights=weights, **self._position())
         # BatchNorm cannot train on a single image, which is what one sample too many leaves for the last batch.
         loader = self._loader(dataset, sampler, drop_last=self.batch_size > 1 and len(sampler) % self.batch_size == 1)
@@ -203,8 +217,13 @@ class ImageData(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader(self.test_split)
 
+    def plain_loader(self, samples: Samples) -> DataLoader:
+        """Images as in evaluation, in the order given, shared out among the processes."""
+        dataset = ImageDataset(samples, self.class_names, eval_reader(self.preprocessing))
+        return self._loader(dataset, EpochSampler(len(dataset), shuffle=False, **self._position()))
+
     def _eval_loader(self, split: str) -> DataLoader:
-        dataset = self.dataset(split)
+        dataset = self.dataset(split, train=False)
         return self._loader(dataset, EpochSampler(len(dataset), shuffle=False, **self._position()))
 
     def _position(self) -> dict[str, Any]:
@@ -214,14 +233,19 @@ class ImageData(LightningDataModule):
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size, "seed": seed}
 
-    def _loader(self, dataset: "ImageDataset", sampler: "EpochSampler", drop_last: bool = False) -> DataLoader:
+    def _loader(
+        self, dataset: "ImageDataset | FeatureDataset", sampler: "EpochSampler", drop_last: bool = False
+    ) -> DataLoader:
         on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
         processes = self.trainer.num_devices if self.trainer is not None else 1
         workers = default_workers(processes) if self.num_workers is None else self.num_workers
+        if isinstance(dataset, FeatureDataset):
+            workers = 0  # there is nothing to decode
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
+            collate_fn=default_convert if isinstance(dataset, FeatureDataset) else None,
             num_workers=workers,
             pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
             persistent_workers=workers > 0 and self.persistent_workers is not False,
@@ -242,6 +266,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     The file list lives in two arrays, which worker processes share, not in Python objects, which each would copy.
     The index `EpochSampler.PADDING` gives an image with the label `IGNORE`.
 
+    Args:
+        samples: Paths and class names.
+        class_names: Names in the order of their indices.
+        transform: From a path to a tensor.
+
     Raises:
         BadImage: A file broke after it was checked; the text names it.
     """
@@ -258,25 +287,53 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         if i == EpochSampler.PADDING:
             return self[0][0], IGNORE
-        return self.transform(load_image(os.fsdecode(self.paths[i]))), int(self.labels[i])
+        return self.transform(os.fsdecode(self.paths[i])), int(self.labels[i])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Where workers are not forked but started anew, they get a pickle: in it torch shares tensors, not arrays."""
+        shared = torch.from_numpy(self.paths.view(np.uint8))
+        return {**vars(self), "paths": (shared, self.paths.dtype)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        shared, dtype = state["paths"]
+        vars(self).update(state, paths=shared.numpy().view(dtype))
+
+
+class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Features of images in place of them, `(F,)`, with the index of their class; whole batches are read at once."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features = features
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.tensor(indices)
+        labels = torch.where(chosen == EpochSampler.PADDING, IGNORE, self.labels[chosen])
+        return self.features[chosen], labels
 
 
 class FileDataset(Dataset[tuple[Tensor, str]]):
     """Images without classes, for prediction: uint8 `(3, H, W)`, with an empty string or, for a file that cannot be
     read, a black image with the reason."""
 
-    def __init__(self, paths: list[str], transform: v2.Transform) -> None:
+    def __init__(self, paths: list[str], preprocessing: dict[str, Any]) -> None:
         self.paths = paths
-        self.transform = transform
+        self.size = preprocessing["crop_size"]
+        self.transform = eval_reader(preprocessing)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[Tensor, str]:
         try:
-            return self.transform(load_image(self.paths[i])), ""
+            return self.transform(self.paths[i]), ""
         except BadImage as error:
-            return self.transform(Image.new("RGB", (64, 64))), str(error).removeprefix(f"{self.paths[i]}: ")
+            return torch.zeros(3, self.size, self.size, dtype=torch.uint8), str(error).removeprefix(
+                f"{self.paths[i]}: "
+            )
 
 
 class EpochSampler(Sampler[int]):
@@ -363,6 +420,23 @@ def eval_transform(preprocessing: dict[str, Any]) -> v2.Transform:
             v2.PILToTensor(),
         ]
     )
+
+
+def eval_reader(preprocessing: dict[str, Any]) -> v2.Transform:
+    """From a path to uint8 `(3, crop_size, crop_size)`; a JPEG is decoded no larger than that takes."""
+    return v2.Compose([partial(load_image, size=preprocessing["resize_size"]), eval_transform(preprocessing)])
+
+
+def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """A box as torchvision's RandomResizedCrop draws it: top, left, height, width.
+
+    Args:
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        scale: Smallest and largest share of the area. The aspect ratio is from 3:4 to 4:3.
+    """
+    image = torch.empty(1, height, width, device="meta")  # get_params asks for nothing but its size
+    return RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])
 
 
 def default_workers(processes: int = 1) -> int:

@@ -65,6 +65,8 @@ class ResNetClassifier(LightningModule):
         schedule: After the warm-up: down to 0 along a cosine, or constant.
         warmup_ratio: Share of all steps in which the learning rate rises linearly.
         label_smoothing: Share of the target spread over all classes, in training.
+        head_start: Before training, fit the head on the features of the frozen backbone, see `project/head_start.py`.
+            By default where there are pretrained weights.
 
     Raises:
         UserError: The weights cannot be had, or belong to another architecture.
@@ -91,6 +93,7 @@ class ResNetClassifier(LightningModule):
         schedule: Literal["cosine", "constant"] = "cosine",
         warmup_ratio: float = 0.1,
         label_smoothing: float = 0.0,
+        head_start: bool | None = None,
     ) -> None:
         super().__init__()
         check_range("model.dropout", dropout, 0, 1)
@@ -102,6 +105,7 @@ class ResNetClassifier(LightningModule):
         check_range("model.label_smoothing", label_smoothing, 0, 1)
         self.save_hyperparameters()
         self.class_names = class_names
+        self.head_start = weights != "none" if head_start is None else head_start
 
         self.net = torchvision.models.get_model(arch, weights=None)
         if weights != "none":
@@ -141,13 +145,24 @@ class ResNetClassifier(LightningModule):
         """Classify images.
 
         Args:
-            images: uint8 or float `(B, 3, H, W)`, RGB from 0 to 255; normalization is done here.
+            images: uint8 or float `(B, 3, H, W)`, RGB from 0 to 255; or their `features`.
 
         Returns:
             Logits, float32 `(B, num_classes)`.
         """
-        normalized = (images.float() - self.mean) / self.std
-        return self.net(normalized.contiguous(memory_format=torch.channels_last)).float()
+        return self.net.fc(images if images.ndim == 2 else self.features(images)).float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head sees of images: the backbone's output, averaged over the image, `(B, num_features)`.
+
+        Args:
+            images: uint8 or float `(B, 3, H, W)`, RGB from 0 to 255; normalization is done here.
+        """
+        x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        for name, part in self.net.named_children():
+            if name != "fc":
+                x = part(x)
+        return x.flatten(1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, targets = batch  # targets: int64 (B,), or float (B, num_classes) after MixUp or CutMix
@@ -157,7 +172,9 @@ class ResNetClassifier(LightningModule):
         )
         labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
         self.train_top1(logits, labels)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
+        # Two calls, so that processes wait for each other's losses once an epoch, not in every step
+        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         self.log("train/top1", self.train_top1, on_step=True, on_epoch=True, batch_size=len(images))
         return loss
 
@@ -165,11 +182,11 @@ class ResNetClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         self.val_metrics.update(logits, labels)
-        counted = labels != IGNORE
-        if counted.any():
-            loss = F.cross_entropy(logits, labels, ignore_index=IGNORE)
-            top1 = (logits.argmax(dim=1) == labels)[counted].float().mean()
-            self.log_dict({"val/loss_step": loss, "val/top1_step": top1}, on_step=True, on_epoch=False)
+        # Without a look at the values, which would wait for the device: a batch of padding alone counts as 0
+        num_counted = (labels != IGNORE).sum().clamp(min=1)
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / num_counted
+        top1 = (logits.argmax(dim=1) == labels).sum() / num_counted
+        self.log_dict({"val/loss_step": loss, "val/top1_step": top1}, on_step=True, on_epoch=False)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -232,13 +249,18 @@ class ResNetClassifier(LightningModule):
             )
             group["params"].append(parameter)
 
+        # One kernel for all parameters. In mixed precision Lightning cannot clip the gradients for it.
+        clipped = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
+        fused = self.device.type in ("cpu", "cuda") and not clipped
         optimizer: torch.optim.Optimizer
         if h["optimizer"] == "sgd":
-            optimizer = torch.optim.SGD(groups.values(), lr=h["lr"], momentum=h["momentum"], nesterov=h["momentum"] > 0)
-        else:
-            optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[h["optimizer"]](
-                groups.values(), lr=h["lr"]
+            nesterov = h["momentum"] > 0
+            optimizer = torch.optim.SGD(
+                groups.values(), lr=h["lr"], momentum=h["momentum"], nesterov=nesterov, fused=fused
             )
+        else:
+            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[h["optimizer"]]
+            optimizer = kind(groups.values(), lr=h["lr"], fused=fused)
         total_steps = self.trainer.estimated_stepping_batches
         if h["fine_tune"] == "gradual" and (self.trainer.max_epochs or 0) < 1:
             raise UserError("--model.fine_tune gradual needs an end to plan for: set --max_epochs")

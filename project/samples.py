@@ -9,13 +9,17 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from project import UserError
+from project.cache import load_checked, save_checked, stamps
 from project.images import EXTENSIONS, BadImage, find_bad_images, is_junk, list_images
 
 log = logging.getLogger(__name__)
 
 Samples = list[tuple[str, str]]  # (path, class name)
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MAX_UNASKED_CHECKS = 100_000  # files: at a thousand a second, under two minutes
 LAYOUTS = (
     "it should hold train/<class>/*.jpg, perhaps with val and test beside train, or <class>/*.jpg, "
     "or be a CSV file with the columns path,label and perhaps split"
@@ -111,9 +115,19 @@ def read_manifest(path: str) -> dict[str, Samples]:
     return dict(found)
 
 
-def without_bad_images(samples: dict[str, Samples], policy: str) -> dict[str, Samples]:
-    """Leave out files that cannot be decoded, or stop with the list of them."""
-    bad = find_bad_images(path for split in samples.values() for path, _ in split)
+def without_bad_images(samples: dict[str, Samples], policy: str, check: bool | None) -> dict[str, Samples]:
+    """Decode all files that have not been decoded before, and leave out the bad ones, or stop with the list of them."""
+    if check is False:
+        return samples
+    paths = [path for split in samples.values() for path, _ in split]
+    marks = stamps(paths)
+    new = ~np.isin(marks, load_checked())
+    if check is None and new.sum() > MAX_UNASKED_CHECKS:
+        log.warning(f"{new.sum():,} new files are too many to be checked without being asked (--data.check true)")
+        return samples
+    bad = find_bad_images([path for path, unchecked in zip(paths, new, strict=True) if unchecked])
+    if new.any():
+        save_checked(marks[new & np.array([path not in bad for path in paths])])
     if not bad:
         return samples
     listing = first_few([f"{path}: {reason}" for path, reason in bad.items()])

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from project import UserError, check_range
 from project.checkpoint import load_model
 from project.cli import Parser, add_device_options, inference_trainer, log, run
-from project.data import FileDataset, default_workers, eval_transform
+from project.data import FileDataset, default_workers
 from project.images import list_images
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             except OSError as error:
                 raise UserError(f"cannot write {args.output} ({error.strerror})") from error
         loader = DataLoader(
-            FileDataset(paths, eval_transform(model.hparams["preprocessing"])),
+            FileDataset(paths, model.hparams["preprocessing"]),
             batch_size=args.batch_size,
             num_workers=default_workers() if args.num_workers is None else args.num_workers,
         )

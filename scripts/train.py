@@ -20,10 +20,12 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from project import UserError, check_range, shortest
-from project.callbacks import SaveConfig
+from project.callbacks import SaveConfig, tensorboard
 from project.checkpoint import check_classes, find_checkpoint, load_checkpoint, load_model
 from project.cli import Parser, choose_precision, log, make_trainer, run
 from project.data import ImageData
+from project.find import find, parse_names
+from project.head_start import HeadStart
 from project.metrics import report, summarize
 from project.model import ResNetClassifier, preprocessing_for
 
@@ -44,6 +46,9 @@ def make_parser() -> tuple[Parser, list[str]]:
         "--ckpt_path",
         type=str | None,
         help="resume from this checkpoint: a path, or `best` or `last` of the newest run",
+    )
+    parser.add_argument(
+        "--find", type=str | None, help="try out values before training: `batch_size`, `lr` or `batch_size,lr`"
     )
     parser.add_class_arguments(ImageData, "data", skip={"preprocessing"}, instantiate=False)
     from_data = {"class_names", "preprocessing", "class_weights"}
@@ -78,22 +83,31 @@ def main(argv: list[str] | None = None) -> None:
     resume = config.ckpt_path and find_checkpoint(config.ckpt_path, config.default_root_dir or ".")
     config.precision = choose_precision(config.precision, config.accelerator)
     saved = json_config(parser, config)
+    to_find = parse_names(config.find) if config.find else []
     check_range("seed", config.seed, 0, 2**32 - 1)
     seed_everything(config.seed, workers=True, verbose=False)
 
     objects = parser.instantiate(config)  # callbacks, loggers, … that are given by class
-    trainer = make_trainer({name: objects[name] for name in trainer_options}, resume, [SaveConfig(saved)])
+    options = {name: objects[name] for name in trainer_options}
+    trainer = make_trainer(options, resume, [SaveConfig(saved), HeadStart()])
     data = ImageData(preprocessing=preprocessing_for(config.model.arch, config.model.weights), **config.data)
     log.info(data.describe())
     if resume:
         check_resumable(resume, data.class_names, config, trainer.max_epochs)
-    model = ResNetClassifier(
-        class_names=data.class_names,
-        preprocessing=data.preprocessing,
-        class_weights=data.class_weights,
-        **{**config.model, **({"weights": "none"} if resume else {})},  # a checkpoint brings its own
-    )
+    from_data = {name: getattr(data, name) for name in ("class_names", "preprocessing", "class_weights")}
+    own = {"weights": "none", "head_start": False} if resume else {}  # a checkpoint brings its weights
+    model = ResNetClassifier(**from_data, **{**config.model, **own})
+    if trainer.max_epochs == 0 and not model.head_start:
+        raise UserError("--max_epochs 0 fits the head alone, which needs pretrained weights or --model.head_start true")
     log.info(f"Resuming {resume}" if resume else model.describe())
+    if to_find and not resume:
+        found, picture = find(to_find, options, data, model)
+        for group, name in (("data", "batch_size"), ("model", "lr")):
+            saved[group][name] = found.get(name, saved[group][name])
+        if picture and (board := tensorboard(trainer)):
+            board.add_figure("find/lr", picture)
+        seed_everything(config.seed, workers=True, verbose=False)  # from here on as a run that is given the values
+        model = ResNetClassifier(**from_data, **{**config.model, "lr": found.get("lr", config.model.lr)})
 
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -126,7 +140,7 @@ def json_config(parser: Parser, config: Namespace) -> dict[str, Any]:
     for group, name in (("data", "root"), ("model", "weights")):  # so that they are found from any folder
         if os.path.exists(saved[group][name]):
             saved[group][name] = os.path.abspath(saved[group][name])
-    return {name: value for name, value in saved.items() if name not in ("config", "ckpt_path")}
+    return {name: value for name, value in saved.items() if name not in ("config", "ckpt_path", "find")}
 
 
 def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, config: dict[str, Any]) -> None:

@@ -1,0 +1,260 @@
+"""The frozen backbone, run once: its features of all images, and the best linear head on them.
+
+A new head is random, and the gradients that it sends into the backbone at first undo what pretraining has learned.
+So the head is fitted first, on features, which takes seconds; fine-tuning starts from there ("linear probing, then
+fine-tuning", Kumar et al. 2022, arXiv 2202.10054). Where the backbone stays frozen, all epochs read the features.
+"""
+
+import json
+import logging
+import random
+from hashlib import blake2b
+
+import torch
+import torchvision
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from project.cache import load_features, save_features, stamps
+from project.data import ImageData
+from project.model import ResNetClassifier
+from project.samples import Samples
+
+log = logging.getLogger(__name__)
+
+MAX_IMAGES = 50_000  # a linear head gains nothing from more, and they still fit into memory
+NORM_IMAGES = 1_000  # statistics of so many images are exact to some per cent
+L2_STRENGTHS = [10 ** (-k / 2) for k in range(13)]  # 1 to 1e-6, the strongest first
+
+
+class HeadStart(Callback):
+    """Before training: fit the head, log its validation figures as step 0, and keep it as the first checkpoint.
+
+    The work is done in `setup`, where the model is still a plain module whatever the strategy, and where callbacks that
+    copy it (weight averaging) have not done so yet.
+    """
+
+    def __init__(self) -> None:
+        self.val_figures: dict[str, Tensor] = {}
+        self.scale = 1.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        model, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(model, ResNetClassifier) and isinstance(data, ImageData)
+        frozen = model.hparams["fine_tune"] == "head" and data.cache_features
+        if not frozen and not model.head_start:
+            return
+        limits = (trainer.limit_train_batches, trainer.limit_val_batches)
+        if any(isinstance(limit, int) or limit < 1 for limit in limits):  # 1 is one batch, 1.0 are all
+            log.info("Head start and feature cache are left out, since the batches are limited")
+            return
+
+        train, val = data.samples["train"], data.samples["val"]
+        if not frozen and len(train) > MAX_IMAGES:
+            train = random.Random(0).sample(train, MAX_IMAGES)
+        model.to(trainer.strategy.root_device)
+        if not frozen and trainer.max_epochs != 0:
+            some = random.Random(0).sample(train, min(len(train), NORM_IMAGES))
+            whole_batches = len(some) // data.batch_size * data.batch_size  # each batch counts alike in the average
+            adapt_norms(trainer, model, data, some[: whole_batches or len(some)])
+        features = cached_features(trainer, model, data, train + val)
+        of_train, of_val = features[: len(train)], features[len(train) :]
+        if frozen:
+            data.features = {"train": of_train, "val": of_val}
+            log.info("Frozen backbone: all epochs read its features, of images that are not augmented")
+        if model.head_start:
+            labels, val_labels = data.labels(train), data.labels(val)
+            weights = None
+            if data.balance != "none":
+                counts = labels.bincount(minlength=len(data.class_names)).clamp(min=1)
+                weights = len(labels) / (len(counts) * counts)
+            device = trainer.strategy.root_device
+            weight, bias, l2 = fit_head(
+                of_train[:MAX_IMAGES].to(device),
+                labels[:MAX_IMAGES].to(device),
+                of_val.to(device),
+                val_labels.to(device),
+                len(data.class_names),
+                None if weights is None else weights.to(device),
+            )
+            head = model.net.fc[1]
+            if not frozen:
+                self.scale = min(1.0, (head.weight.norm() / weight.norm()).item())
+            with torch.no_grad():
+                head.weight.copy_(weight)
+                head.bias.copy_(bias)
+            self.val_figures = evaluate_head(trainer, model, of_val, val_labels)
+            log.info(f"Head start: val top1 {self.val_figures['val/top1']:.4f} before training (L2 {l2:.0e})")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.val_figures:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value.item() for name, value in self.val_figures.items()}, step=0)
+        self._save(trainer, monitored=True)
+        self.soften(pl_module)
+        if trainer.max_epochs == 0:  # else there will be one soon
+            self._save(trainer, monitored=False)
+
+    def soften(self, model: LightningModule) -> None:
+        """Bring the fitted head down to the norm of a new one, which leaves its predictions the same.
+
+        A head that is sure of itself passes small errors down, and the backbone learns little (README: measured).
+        """
+        assert isinstance(model, ResNetClassifier)
+        with torch.no_grad():
+            for parameter in model.net.fc.parameters():
+                parameter.mul_(self.scale)
+
+    def _save(self, trainer: Trainer, monitored: bool) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and (callback.monitor is not None) == monitored:
+                candidates = {**callback._monitor_candidates(trainer), **self.val_figures}
+                if callback.monitor is None or callback.monitor in candidates:
+                    callback._save_topk_checkpoint(trainer, candidates)
+
+
+@torch.no_grad()
+def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> None:
+    """Estimate the BatchNorm statistics anew, on these images (AdaBN, Li et al. 2016, arXiv 1603.04779).
+
+    In training BatchNorm goes by the statistics of the batch. A head that was fitted under those of the pretraining
+    would not fit any more with the first step, and the errors would tear up the backbone, which it is there to prevent.
+    """
+    norms = [module for module in model.net.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average over all batches
+        norm.train()
+    for images, _ in data.plain_loader(samples):
+        with trainer.precision_plugin.forward_context():
+            model.features(images.to(model.device, non_blocking=True))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        for statistic in (norm.running_mean, norm.running_var):
+            assert statistic is not None
+            statistic.copy_(trainer.strategy.reduce(statistic, reduce_op="mean"))
+    model.train()
+
+
+def cached_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> Tensor:
+    """The backbone's features of images as in evaluation, `(N, F)` on the CPU: from the cache, or computed and kept.
+
+    Their key is made of everything that they depend on: files, weights, preprocessing, precision and version.
+    """
+    key = blake2b(digest_size=16)
+    key.update(stamps(path for path, _ in samples).tobytes())
+    for name, tensor in model.net.state_dict().items():
+        if not name.startswith("fc."):
+            key.update(name.encode() + tensor.cpu().numpy().tobytes())
+    settings = [model.hparams["arch"], data.preprocessing, trainer.precision, torchvision.__version__]
+    key.update(json.dumps(settings).encode())
+
+    features = load_features(key.hexdigest())
+    has_all = features is not None and len(features) == len(samples)
+    if trainer.strategy.reduce_boolean_decision(has_all, all=True):  # all processes take the same way
+        assert features is not None
+        return features
+    features = compute_features(trainer, model, data, samples)
+    if trainer.is_global_zero:
+        save_features(key.hexdigest(), features)
+    return features
+
+
+@torch.no_grad()
+def compute_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> Tensor:
+    """Run the backbone over images, each process over its share; returns those of all, `(N, F)` on the CPU."""
+    model.eval()
+    console = Console(stderr=True)
+    mine = []
+    loader = data.plain_loader(samples)
+    for images, _ in track(
+        loader,
+        "Computing features",
+        transient=True,
+        console=console,
+        disable=not (console.is_terminal and trainer.is_global_zero),
+    ):
+        with trainer.precision_plugin.forward_context():
+            mine.append(model.features(images.to(model.device, non_blocking=True)).cpu())
+    model.train()
+    features = torch.cat(mine)
+    if trainer.world_size == 1:
+        return features
+    # Process r had the images r, r + world_size, …: side by side, row by row, they are in order, the padding last.
+    gathered = trainer.strategy.all_gather(features.float().to(model.device)).cpu()  # (world_size, N / world_size, F)
+    return gathered.transpose(0, 1).flatten(0, 1)[: len(samples)].to(features.dtype)
+
+
+def fit_head(
+    features: Tensor,
+    labels: Tensor,
+    val_features: Tensor,
+    val_labels: Tensor,
+    num_classes: int,
+    class_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor, float]:
+    """Multinomial logistic regression by L-BFGS, its L2 strength the one with the lowest loss on the validation split.
+
+    The strengths are tried from the strongest down, each fit starting from the last, until the loss goes up.
+
+    Args:
+        features: `(N, F)`, of any float type.
+        labels: int64 `(N,)`.
+        val_features: `(M, F)`.
+        val_labels: int64 `(M,)`.
+        num_classes: How many there are, in the labels or not.
+        class_weights: `(num_classes,)`, for unequal classes.
+
+    Returns:
+        Weight `(num_classes, F)` and bias `(num_classes,)`, float32, and the strength.
+    """
+    x = features.float()
+    mean, std = x.mean(dim=0), x.std(dim=0)
+    std = std.clamp(min=0.01 * std.mean().item())  # a feature that almost never fires must not be blown up
+    x, val_x = (x - mean) / std, (val_features.float() - mean) / std
+    weight = torch.zeros(num_classes, x.shape[1], device=x.device, requires_grad=True)
+    bias = torch.zeros(num_classes, device=x.device, requires_grad=True)
+    best: tuple[float, Tensor, Tensor, float] | None = None
+    for l2 in L2_STRENGTHS:
+        solver = torch.optim.LBFGS(
+            [weight, bias], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        )
+
+        def objective(solver: torch.optim.LBFGS = solver, l2: float = l2) -> Tensor:
+            solver.zero_grad()
+            loss = F.cross_entropy(F.linear(x, weight, bias), labels, class_weights) + l2 / 2 * weight.square().sum()
+            loss.backward()
+            return loss
+
+        solver.step(objective)  # type: ignore[arg-type]
+        with torch.no_grad():
+            val_loss = F.cross_entropy(F.linear(val_x, weight, bias), val_labels, class_weights).item()
+        if best is not None and not val_loss < best[0]:
+            break
+        best = (val_loss, weight.detach().clone(), bias.detach().clone(), l2)
+    assert best is not None
+    _, weight, bias, l2 = best
+    weight = weight / std  # back to features as the backbone gives them
+    return weight, bias - weight @ mean, l2
+
+
+@torch.no_grad()
+def evaluate_head(trainer: Trainer, model: ResNetClassifier, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The validation figures, as a validation epoch would log them."""
+    model.eval()
+    with trainer.precision_plugin.forward_context():
+        for batch, targets in zip(features.split(4096), labels.split(4096), strict=True):
+            model.val_metrics.update(model(batch.to(model.device)), targets.to(model.device))
+    figures = model.val_metrics.compute()
+    model.val_metrics.reset()
+    model.train()
+    return {f"val/{name}": value for name, value in figures.items() if value.ndim == 0}

@@ -1,0 +1,349 @@
+"""The head start, the feature cache and the file of checked images."""
+
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import train
+import yaml
+from conftest import FAST, SAMPLE, fill, make_data, save_image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional as F
+
+from project import cache, head_start
+from project.checkpoint import load_checkpoint, load_model
+from project.head_start import fit_head
+
+WEIGHTS = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/finetune-resnet"
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[int]:
+    """How many images the backbone was run over, each time it was."""
+    counts: list[int] = []
+    original = head_start.compute_features
+
+    def counting(trainer, model, data, samples):
+        counts.append(len(samples))
+        return original(trainer, model, data, samples)
+
+    monkeypatch.setattr(head_start, "compute_features", counting)
+    return counts
+
+
+def run_train(folder, data, *options):
+    train.main([*FAST, f"--data.root={data}", f"--default_root_dir={folder}", *options])
+    return sorted((folder / "lightning_logs").iterdir(), key=lambda path: path.stat().st_ctime)[-1]
+
+
+def scalars(run, name):
+    return [(event.step, event.value) for event in EventAccumulator(str(run)).Reload().Scalars(name)]
+
+
+# The fit
+
+
+def clouds(num: int, seed: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three overlapping classes in 20 dimensions of very different scales."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num) % 3
+    features = torch.randn(num, 20, generator=generator) + 2.5 * F.one_hot(labels, 20)
+    return features * torch.logspace(-1, 1, 20) * scale + 7, labels
+
+
+def test_the_head_is_a_good_classifier_whatever_the_scale_of_the_features():
+    (x, y), (val_x, val_y) = clouds(600, 0), clouds(600, 1)
+    weight, bias, l2 = fit_head(x, y, val_x, val_y, 3)
+    assert weight.shape == (3, 20) and bias.shape == (3,) and l2 in head_start.L2_STRENGTHS
+    top1 = (F.linear(val_x, weight, bias).argmax(dim=1) == val_y).float().mean()
+    assert top1 > 0.85  # the best possible is 0.92 or so, chance 0.33
+
+
+def test_the_l2_strength_follows_the_validation_loss():
+    few, many, val = clouds(12, 0), clouds(3000, 2), clouds(600, 1)
+    assert fit_head(*few, *val, 3)[2] > fit_head(*many, *val, 3)[2]
+
+
+def test_class_weights_favour_the_rare_class():
+    x, y = clouds(600, 0)
+    keep = (y != 2) | (torch.arange(600) % 10 == 2)
+    x, y, val = x[keep], y[keep], clouds(300, 1)
+    shares = []
+    for weights in (None, len(y) / (3 * y.bincount())):
+        weight, bias, _ = fit_head(x, y, *val, 3, weights)
+        shares.append((F.linear(val[0], weight, bias).argmax(dim=1) == 2).float().mean())
+    assert shares[1] > shares[0] + 0.05
+
+
+def test_a_class_without_images_has_a_place_in_the_head():
+    x, y = clouds(90, 0)
+    weight, _, _ = fit_head(x, y, x, y, 4)
+    assert weight.shape == (4, 20) and weight.isfinite().all()
+
+
+# In training
+
+
+def test_with_pretrained_weights_the_fitted_head_is_step_0_and_the_first_best_checkpoint(split, tmp_path):
+    run = run_train(tmp_path, split, WEIGHTS, "--model.lr=0", "--max_epochs=1")  # lr 0: only the head start learns
+    curve = scalars(run, "val/top1")
+    assert curve[0][0] == 0 and len(curve) == 2
+    best = load_checkpoint(str(run / "checkpoints/best.ckpt"))
+    assert best["global_step"] == 0 and curve[0][1] >= 0.8  # three colours
+    assert scalars(run, "val/loss")[0][0] == 0
+
+
+def test_with_random_weights_there_is_none_unless_asked_for(split, tmp_path, computed):
+    run_train(tmp_path, split)
+    assert computed == []
+    run_train(tmp_path, split, "--model.head_start=true", "--max_epochs=0")
+    assert computed == [27]
+    run_train(tmp_path, split, WEIGHTS, "--model.head_start=false")
+    assert computed == [27]
+
+
+def test_no_epochs_leave_a_usable_model(split, tmp_path):
+    run = run_train(tmp_path, split, WEIGHTS, "--max_epochs=0")
+    metrics = yaml.safe_load((run / "metrics.json").read_text())
+    assert metrics["top1"] >= 0.8
+    model, _ = load_model(str(run / "checkpoints/best.ckpt"))
+    assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).isfinite().all()
+
+
+def test_no_epochs_and_no_head_start_is_nothing_to_do(fails, split, tmp_path):
+    line = fails(train.main, *FAST, f"--data.root={split}", f"--default_root_dir={tmp_path}", "--max_epochs=0")
+    assert "--max_epochs 0" in line and "--model.head_start true" in line
+
+
+def test_training_goes_on_from_a_probe(split, tmp_path):
+    run_train(tmp_path, split, WEIGHTS, "--max_epochs=0")
+    train.main(["--ckpt_path=last", f"--default_root_dir={tmp_path}", "--max_epochs=2"])
+    checkpoint = load_checkpoint(str(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"))
+    assert checkpoint["global_step"] == 2 * 3
+
+
+def test_a_resumed_run_has_no_second_head_start(split, tmp_path):
+    run = run_train(tmp_path, split, WEIGHTS)
+    train.main(["--ckpt_path=last", f"--default_root_dir={tmp_path}", "--max_epochs=2"])
+    assert [step for step, _ in scalars(run, "val/top1")] == [0, 2, 5]
+
+
+def test_averaged_weights_start_from_the_fitted_head(split, tmp_path):
+    options = [WEIGHTS, "--callbacks+=EMAWeightAveraging", "--callbacks.decay=0.999", "--max_epochs=0"]
+    run = run_train(tmp_path, split, *options)
+    assert yaml.safe_load((run / "metrics.json").read_text())["top1"] >= 0.8
+
+
+def test_limited_batches_are_not_followed_by_all_the_images(split, tmp_path, computed):
+    run_train(tmp_path, split, WEIGHTS, "--limit_train_batches=1")  # one batch, not all of them, as 1.0 would be
+    run_train(tmp_path, split, WEIGHTS, "--limit_val_batches=0.5")
+    train.main([*FAST, f"--data.root={split}", WEIGHTS, "--fast_dev_run=true"])
+    run_train(tmp_path, split, "--model.fine_tune=head", "--limit_train_batches=1")
+    assert computed == []
+
+
+def test_batchnorm_has_the_statistics_of_the_new_images_before_full_fine_tuning(split, tmp_path):
+    """With the pretraining's, the first step in training mode would meet other features than the head was fitted on."""
+    run = run_train(tmp_path, split, WEIGHTS, "--model.lr=0", "--precision=32-true", "--data.batch_size=18")
+    model, _ = load_model(str(run / "checkpoints/best.ckpt"))
+    data = make_data(split, batch_size=18)
+    ((images, _),) = data.plain_loader(data.samples["train"])
+    with torch.no_grad():
+        first = model.net.conv1((images.float() - model.mean) / model.std)
+    torch.testing.assert_close(model.net.bn1.running_mean, first.mean(dim=(0, 2, 3)), rtol=0.01, atol=0.01)
+    original = safetensors.torch.load_file(SAMPLE / "resnet18-tiny-imagenet.safetensors")["bn1.running_mean"]
+    assert not torch.allclose(model.net.bn1.running_mean, original.float(), rtol=0.2, atol=0.05)
+
+
+# --find
+
+
+def test_found_values_are_used_and_stand_in_the_config_with_a_picture(tmp_path):
+    data = fill(tmp_path / "data", 40)
+    run = run_train(tmp_path, data, WEIGHTS, "--find=lr,batch_size", "--data.batch_size=2", "--model.lr=0.5")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["batch_size"] == 8 and 1e-7 <= config["model"]["lr"] <= 0.1  # 84 images, 8 steps or more
+    assert "find" not in config
+    checkpoint = load_checkpoint(str(run / "checkpoints/last.ckpt"))
+    assert checkpoint["hyper_parameters"]["lr"] == config["model"]["lr"] and checkpoint["global_step"] == -(-84 // 8)
+    assert "find/lr" in EventAccumulator(str(run)).Reload().Tags()["images"]
+    assert not list(tmp_path.rglob(".*.ckpt"))
+
+
+def test_a_run_with_the_found_values_is_the_same(tmp_path):
+    data = fill(tmp_path / "data", 40)
+    found = run_train(tmp_path, data, "--find=lr", "--model.fine_tune=gradual", "--max_epochs=2")
+    train.main([f"--config={found / 'config.yaml'}", f"--default_root_dir={tmp_path / 'again'}"])
+    again = tmp_path / "again/lightning_logs/version_0"
+    states = [load_checkpoint(str(run / "checkpoints/last.ckpt"))["state_dict"] for run in (found, again)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--find=momentum"], "'momentum' cannot be found; what can is batch_size and lr"),
+        (["--find=lr", "--devices=2", "--strategy=ddp"], "--find works on one device"),
+    ],
+)
+def test_what_cannot_be_found(fails, split, tmp_path, options, expected):
+    assert expected in fails(train.main, *FAST, f"--data.root={split}", f"--default_root_dir={tmp_path}", *options)
+
+
+# The cache
+
+
+def test_a_frozen_backbone_is_run_over_each_image_once(split, tmp_path, computed):
+    run = run_train(tmp_path, split, WEIGHTS, "--model.fine_tune=head", "--max_epochs=3")
+    assert computed == [18 + 9]
+    assert len(scalars(run, "val/top1")) == 4
+    run_train(tmp_path, split, WEIGHTS, "--model.fine_tune=head", "--max_epochs=3", "--seed=1")
+    assert computed == [27]  # the second run reads them
+
+
+def test_cached_and_computed_features_train_the_same_head(split, tmp_path, computed):
+    options = [WEIGHTS, "--model.fine_tune=head", "--max_epochs=2"]
+    heads = []
+    for name in ("a", "b"):
+        run = run_train(tmp_path / name, split, *options)
+        heads.append(load_checkpoint(str(run / "checkpoints/last.ckpt"))["state_dict"]["net.fc.1.weight"])
+    assert computed == [27] and torch.equal(*heads)
+
+
+def test_features_are_those_that_evaluation_sees(split, tmp_path, capsys):
+    """The validation figures from features are those from images."""
+    import evaluate
+
+    run = run_train(tmp_path, split, WEIGHTS, "--model.fine_tune=head", "--max_epochs=2")
+    best = max(value for _, value in scalars(run, "val/top1"))
+    evaluate.main([f"--ckpt={run / 'checkpoints/best.ckpt'}", "--split=val", f"--output={tmp_path}"])
+    assert yaml.safe_load((tmp_path / "metrics.json").read_text())["top1"] == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize("change", ["content", "file", "weights", "image_size", "precision"])
+def test_any_change_computes_the_features_anew(split, tmp_path, computed, change):
+    options = [WEIGHTS, "--model.fine_tune=head"]
+    run_train(tmp_path, split, *options, "--precision=32-true")
+    if change == "content":
+        path = split / "train/red/red-0.png"
+        before = path.stat()
+        time.sleep(0.02)  # clocks of file systems tick slowly
+        save_image(path, seed=99)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as if it had never been touched
+    elif change == "file":
+        save_image(split / "train/red/new.png")
+    elif change == "weights":
+        state = safetensors.torch.load_file(SAMPLE / "resnet18-tiny-imagenet.safetensors")
+        state["layer4.1.bn2.running_mean"][0] += 1
+        safetensors.torch.save_file(state, tmp_path / "other.safetensors")
+        options[0] = f"--model.weights={tmp_path / 'other.safetensors'}"
+    elif change == "image_size":
+        options.append("--data.image_size=64")
+    options.append(f"--precision={'bf16-mixed' if change == 'precision' else '32-true'}")
+    run_train(tmp_path, split, *options)
+    assert len(computed) == 2
+
+
+@pytest.mark.parametrize("damage", ["gone", "truncated", "garbage", "unwritable"])
+def test_a_damaged_cache_costs_time_only(split, tmp_path, computed, empty_cache, damage):
+    options = [WEIGHTS, "--model.fine_tune=head"]
+    if damage == "unwritable":
+        empty_cache.parent.mkdir()
+        empty_cache.write_text("a file in the place of the folder")
+    run_train(tmp_path, split, *options)
+    if damage == "gone":
+        shutil.rmtree(empty_cache)
+    elif damage != "unwritable":
+        for path in empty_cache.iterdir():
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"garbage")
+    run_train(tmp_path, split, *options)
+    assert computed == [27, 27]
+
+
+def test_augmentation_that_is_asked_for_is_not_cached_away(split, tmp_path, computed):
+    run_train(tmp_path, split, "--model.fine_tune=head", "--data.mixup=0.2")
+    run_train(tmp_path, split, "--model.fine_tune=head", "--data.cache_features=false")
+    assert computed == []
+
+
+def test_the_cache_is_bounded_and_the_longest_unused_goes_first(empty_cache, monkeypatch):
+    monkeypatch.setattr(cache, "MAX_FEATURE_BYTES", 3500)
+    for i, key in enumerate("abc"):
+        cache.save_features(key, torch.full((250,), float(i)))  # 1,000 bytes and a header
+        os.utime(empty_cache / f"features-{key}.safetensors", (i, i))
+    assert cache.load_features("a") is not None  # used: now "b" is the oldest
+    cache.save_features("d", torch.ones(250))
+    assert cache.load_features("b") is None and cache.load_features("a")[0] == 0
+    cache.save_features("e", torch.ones(1000))
+    assert cache.load_features("e") is None  # larger than all the room
+
+
+def test_checked_images_are_not_decoded_again(flat, monkeypatch):
+    from project import samples
+
+    decoded = []
+    original = samples.find_bad_images
+    monkeypatch.setattr(samples, "find_bad_images", lambda paths: decoded.append(len(paths)) or original(paths))
+    make_data(flat)
+    make_data(flat)
+    save_image(flat / "red/new.png")
+    make_data(flat)
+    assert decoded == [30, 0, 1]
+
+
+def test_bad_images_are_found_each_time(fails, flat, tmp_path):
+    (flat / "red/red-0.png").write_bytes(b"broken")
+    for _ in range(2):
+        assert "1 of 30 images cannot be used" in fails(lambda argv: make_data(flat))
+    make_data(flat, bad_images="skip")
+    assert "1 of 30 images cannot be used" in fails(lambda argv: make_data(flat))
+
+
+def test_very_many_new_files_are_checked_only_when_asked(flat, monkeypatch, caplog):
+    from project import samples
+
+    monkeypatch.setattr(samples, "MAX_UNASKED_CHECKS", 29)
+    (flat / "red/red-0.png").write_bytes(b"broken")
+    make_data(flat)
+    assert "30 new files are too many to be checked without being asked" in caplog.text
+    with pytest.raises(Exception, match="1 of 30 images cannot be used"):
+        make_data(flat, check=True)
+
+
+def test_stamps_differ_by_path_and_content(tmp_path):
+    paths = [str(save_image(tmp_path / name)) for name in ("a.png", "b.png")]
+    first = cache.stamps(paths)
+    assert first.dtype == np.uint64 and len(set(first.tolist())) == 2 and (first == cache.stamps(paths)).all()
+
+
+@pytest.mark.slow
+def test_processes_share_the_features_out(tmp_path):
+    """Two processes start from the head that one finds."""
+    import subprocess
+    import sys
+
+    data = tmp_path / "data"
+    for name, count in {"train": 7, "val": 3, "test": 3}.items():  # 21 and 9: one process gets padding
+        fill(data / name, count)
+    curves = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        command = [sys.executable, train.ROOT / "scripts/train.py", *FAST, WEIGHTS, f"--data.root={data}"]
+        command += ["--precision=32-true", f"--devices={devices}", f"--default_root_dir={folder}", "--max_epochs=1"]
+        command += ["--strategy=ddp"] if devices == 2 else []
+        environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}
+        subprocess.run(command, check=True, capture_output=True, timeout=180, env=environment)
+        (run,) = (folder / "lightning_logs").iterdir()
+        curves.append(scalars(run, "val/loss"))
+    assert curves[0][0][1] == pytest.approx(curves[1][0][1], rel=0.2)

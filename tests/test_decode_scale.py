@@ -85,5 +85,5 @@ def test_boxes_are_those_of_random_resized_crop():
 def test_a_truncated_file_is_named(tmp_path):
     smooth(800, 600).save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:2000])
-    with pytest.raises(BadImage, match="a.jpg: "):
+    with pytest.raises(BadImage, match=r"a\.jpg: "):
         crop(tmp_path / "a.jpg", (0, 0, 600, 800))

@@ -27,7 +27,7 @@ from project.samples import Samples
 log = logging.getLogger(__name__)
 
 MAX_IMAGES = 50_000  # a linear head gains nothing from more, and they still fit into memory
-NORM_IMAGES = 1_000  # statistics of so many images are exact to some per cent
+NORM_IMAGES = 256  # every image gives many values to each channel's statistics: these are exact to some per cent
 L2_STRENGTHS = [10 ** (-k / 2) for k in range(13)]  # 1 to 1e-6, the strongest first
 
 
@@ -134,8 +134,8 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
         norm.reset_running_stats()
         norm.momentum = None  # the plain average over all batches
         norm.train()
-    for images, _ in data.plain_loader(samples):
-        with trainer.precision_plugin.forward_context():
+    with trainer.precision_plugin.forward_context():  # around the loop: autocast keeps its copies of the weights
+        for images, _ in data.plain_loader(samples):
             model.features(images.to(model.device, non_blocking=True))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -175,15 +175,15 @@ def compute_features(trainer: Trainer, model: ResNetClassifier, data: ImageData,
     model.eval()
     console = Console(stderr=True)
     mine = []
-    loader = data.plain_loader(samples)
-    for images, _ in track(
-        loader,
+    batches = track(
+        data.plain_loader(samples),
         "Computing features",
         transient=True,
         console=console,
         disable=not (console.is_terminal and trainer.is_global_zero),
-    ):
-        with trainer.precision_plugin.forward_context():
+    )
+    with trainer.precision_plugin.forward_context():
+        for images, _ in batches:
             mine.append(model.features(images.to(model.device, non_blocking=True)).cpu())
     model.train()
     features = torch.cat(mine)

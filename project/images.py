@@ -108,10 +108,11 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # convert("RGB") would clip these at 255, to almost all white
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False)
         low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (values.min(), values.max())
-        scaled = (values - low) * (255.0 / max(float(high - low), 1e-12))
-        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+        values -= low  # in place, for a large image takes a gigabyte as it is
+        values *= 255.0 / max(float(high - low), 1e-12)
+        return Image.fromarray(values.round(out=values).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

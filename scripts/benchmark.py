@@ -222,7 +222,7 @@ def measure_loader(job: dict[str, Any]) -> dict[str, Any]:
     """Images a second of the loader alone: 12-megapixel JPEGs, 224 pixels, beside ImageFolder + RandomResizedCrop."""
     sources = [path for path, _ in samples_of(job)["train"]][:: max(1, len(samples_of(job)["train"]) // 16)][:16]
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(96):
+        for i in range(192):
             path = Path(folder, "train", str(i % 2), f"{i}.jpg")
             path.parent.mkdir(parents=True, exist_ok=True)
             if i < len(sources):
@@ -258,6 +258,9 @@ def write_large_jpeg(source: str, path: Path) -> None:
 
 
 def images_a_second(loader: DataLoader) -> float:
+    """In the second epoch, as in most."""
+    for _ in loader:
+        pass
     start = time.perf_counter()
     return sum(len(labels) for _, labels in loader) / (time.perf_counter() - start)
 
@@ -383,7 +386,7 @@ def measure_cache(job: dict[str, Any]) -> dict[str, Any]:
     HeadStart.setup = timed  # type: ignore[method-assign]
     seconds: list[float] = []
     make = train.make_trainer
-    train.make_trainer = lambda options, resume, callbacks: make(options, resume, [*callbacks, End()])
+    train.make_trainer = lambda options, resume, callbacks, *rest: make(options, resume, [*callbacks, End()])  # type: ignore
     options = [f"--data.root={job['root']}", "--data.image_size=224", "--model.arch=resnet50", "--model.weights=none"]
     options += ["--model.fine_tune=head", "--max_epochs=1", f"--enable_progress_bar={sys.stderr.isatty()}".lower()]
     for _ in range(2):
@@ -408,7 +411,8 @@ def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
             data = ImageData(str(manifest), PREPROCESSING, image_size=32, batch_size=256, num_workers=2, check=False)
             results[f"start_{name}"] = time.perf_counter() - start
             loader = data.train_dataloader()
-            results[f"rate_{name}"] = images_a_second(loader)
+            for _ in loader:
+                pass
             workers = loader._iterator._workers  # type: ignore[union-attr]
             results[f"worker_mb_{name}"] = max(private_memory(worker.pid) for worker in workers)
             del loader

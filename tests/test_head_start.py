@@ -180,6 +180,7 @@ def test_found_values_are_used_and_stand_in_the_config_with_a_picture(tmp_path):
     assert not list(tmp_path.rglob(".*.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_run_with_the_found_values_is_the_same(tmp_path):
     data = fill(tmp_path / "data", 40)
     found = run_train(tmp_path, data, "--find=lr", "--model.fine_tune=gradual", "--max_epochs=2")

@@ -4,23 +4,27 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from project import UserError
 from project.callbacks import Monitor, ProgressBar
+from project.checkpoint import DurableCheckpointIO, load_checkpoint
+from project.safety import LastCheckpoint, StopAtNonFinite
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,12 @@ class Parser(ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().parse_args(*args, **kwargs)
+        except (UnicodeDecodeError, OSError) as error:  # of a file that is given with --config
+            self.error(f"--config: cannot be read as YAML in UTF-8 ({error})")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(message.split())
@@ -57,8 +67,19 @@ def nearest(name: str, options: list[str]) -> str:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call a script's main function; a mistake of the user's ends in one line and exit status 1, Ctrl-C in 130."""
+    """Call a script's main function; a mistake of the user's ends in one line and exit status 1.
+
+    Ctrl-C ends in 130 and SIGTERM in 143, as if nothing had caught them; training catches them to save first.
+    """
     set_up_messages()
+    interrupts = []
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        interrupts.append(signum)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
         main()
     except (UserError, MisconfigurationException) as error:
@@ -66,8 +87,10 @@ def run(main: Callable[[], None]) -> NoReturn:
         if "Original Traceback" in text:  # from a loader's worker process; the last line is the error's own
             text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except BaseException:
+        if interrupts:  # Lightning makes an exit with status 1 of it, or trips over what was interrupted
+            sys.exit(130)
+        raise
     sys.exit(0)
 
 
@@ -87,6 +110,7 @@ def set_up_messages() -> None:
         "The dirpath has changed",
         "Found .* in eval mode at the start of training",  # a frozen part is
         "your dataloader is not resumable",  # our sampler is
+        "It is recommended to use .*sync_dist=True",  # the figures are of all processes already
         "`isinstance.treespec, LeafSpec.` is deprecated",
     ):
         warnings.filterwarnings("ignore", f".*{advice}")
@@ -115,26 +139,34 @@ def cpu_has_fast_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def make_trainer(options: dict[str, Any], resume: str | None, callbacks: list[Callback]) -> Trainer:
+def make_trainer(
+    options: dict[str, Any],
+    resume: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    save_every_minutes: float | None = None,
+    save_every_steps: int | None = None,
+) -> Trainer:
     """Lightning's Trainer with the options given, and where they say nothing, our logger, callbacks and checkpoints.
 
     Args:
         options: Keyword arguments of the Trainer.
         resume: The checkpoint to resume from, if any. A run's `last.ckpt` goes on in that run's folder.
         callbacks: More callbacks, next to those in `options`.
+        save_every_minutes: How often `last.ckpt` is saved within an epoch, by time.
+        save_every_steps: Likewise, by optimizer steps.
 
     Raises:
         UserError: The run folder cannot be written.
     """
-    root = Path(options["default_root_dir"] or ".")
+    root = Path(options["default_root_dir"] or ".").absolute()  # checkpoints hold the path of the best one
     if options["logger"] in (None, True):
-        version = None
-        if resume is not None and Path(resume).name == "last.ckpt" and Path(resume).parent.name == "checkpoints":
-            run_folder = Path(resume).absolute().parents[1]
-            if run_folder.parent.name == "lightning_logs":
-                root, version = run_folder.parents[1], run_folder.name
+        version = purge_step = None
+        if resume is not None and (run_folder := run_of(resume)):
+            root, version = run_folder.parents[1], run_folder.name
+            purge_step = load_checkpoint(resume)["global_step"]  # what was logged after it will be logged again
         check_writable(root / "lightning_logs", "--default_root_dir")
-        options = {**options, "logger": TensorBoardLogger(root, version=version, default_hp_metric=False)}
+        logger = TensorBoardLogger(root, version=version, default_hp_metric=False, purge_step=purge_step)
+        options = {**options, "logger": logger}
 
     if options["benchmark"] is None and not options["deterministic"]:
         options = {**options, "benchmark": True}  # cuDNN tries its algorithms once: all batches have one shape
@@ -145,14 +177,26 @@ def make_trainer(options: dict[str, Any], resume: str | None, callbacks: list[Ca
         callbacks.append(ProgressBar())
     if options["logger"]:
         callbacks += [LearningRateMonitor("step"), Monitor()]
+    callbacks.append(StopAtNonFinite())
     if options["enable_checkpointing"] is not False:
         fixed: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
+        max_seconds = Timer(options["max_time"]).time_remaining()
         callbacks += [
             ModelCheckpoint(filename="best", monitor="val/top1", mode="max", **fixed),
-            # Its own callback: ModelCheckpoint(save_last=True) writes `last` only when `best` is written, too.
-            ModelCheckpoint(filename="last", save_on_exception=True, **fixed),
+            LastCheckpoint(save_every_minutes, save_every_steps, max_seconds),
         ]
-    return build_trainer(**{**options, "callbacks": callbacks})
+        options = {**options, "max_time": None}  # Lightning's own timer would end the epoch as if it were complete
+    plugins = options["plugins"] or []
+    plugins = [*(plugins if isinstance(plugins, list) else [plugins]), DurableCheckpointIO()]
+    return build_trainer(**{**options, "callbacks": callbacks, "plugins": plugins})
+
+
+def run_of(checkpoint: str) -> Path | None:
+    """The run folder that a `last.ckpt`, or the one before, goes on in."""
+    path = Path(checkpoint).absolute()
+    if path.name in ("last.ckpt", "previous.ckpt") and path.parents[0].name == "checkpoints":
+        return path.parents[1] if path.parents[2].name == "lightning_logs" else None
+    return None
 
 
 def build_trainer(**options: Any) -> Trainer:

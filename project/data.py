@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from statistics import median
 from typing import Any, Literal
@@ -49,7 +50,9 @@ class ImageData(LightningDataModule):
         split_seed: Seed of the drawn splits. It is not `--seed`, so that runs with other seeds share one test split.
         check: Decode every new or changed file once, up front, to find the broken ones before training does. By
             default for up to 100,000 of them, which takes minutes.
-        bad_images: What to do with broken files that `check` finds: stop with the list, or leave them out.
+        bad_images: What to do with broken files that `check` finds: stop with the list, or leave them out. A file that
+            breaks after that stops the run by its name, or is named and replaced by the next one in training, and left
+            out of an evaluation.
         crop_scale: Smallest share of a training image's area that RandomResizedCrop keeps.
         flip: Probability of a horizontal flip. Use 0 where left and right mean something.
         auto_augment: `trivial` is TrivialAugmentWide (arXiv 2103.10158), `rand` is RandAugment (arXiv 1909.13719).
@@ -110,7 +113,8 @@ class ImageData(LightningDataModule):
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
         self.balance = balance
-        self.resumed = {"epoch": 0, "batches_done": 0}
+        self.bad_images = bad_images
+        self.resumed = {"epoch": 0, "batches_done": 0, "images_a_step": 0}
         augmented = auto_augment != "none" or random_erasing or mixup or cutmix
         self.cache_features = not augmented if cache_features is None else cache_features
         self.features: dict[str, Tensor] = {}  # by split, if they are to be read in place of images
@@ -187,7 +191,7 @@ class ImageData(LightningDataModule):
             return FeatureDataset(self.features[split], self.labels(samples))
         train = split == "train" if train is None else train
         transform = self.train_transform if train else eval_reader(self.preprocessing)
-        return ImageDataset(samples, self.class_names, transform)
+        return ImageDataset(samples, self.class_names, transform, self.bad_images == "skip", replace_bad=train)
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train")
@@ -197,19 +201,36 @@ class ImageData(LightningDataModule):
         # BatchNorm cannot train on a single image, which is what one sample too many leaves for the last batch.
         loader = self._loader(dataset, sampler, drop_last=self.batch_size > 1 and len(sampler) % self.batch_size == 1)
         epochs, batches = divmod(self.resumed["batches_done"], max(1, len(loader)))  # all batches done: the next epoch
+        if batches and self.resumed["images_a_step"] != self.images_a_step:
+            raise UserError(
+                f"the checkpoint is from the middle of an epoch with {self.resumed['images_a_step']} images a step (on "
+                f"all devices together), which goes on with as many, not {self.images_a_step}: --data.batch_size"
+            )
         sampler.resume(self.resumed["epoch"] + epochs, batches * self.batch_size)
         return loader
+
+    @property
+    def images_a_step(self) -> int:
+        """On all devices together."""
+        return self.batch_size * (1 if self.trainer is None else self.trainer.world_size)
 
     def state_dict(self) -> dict[str, int]:
         """How far training has come, for the checkpoint."""
         if self.trainer is None:
             return self.resumed
-        batches_done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        return {"epoch": self.trainer.current_epoch, "batches_done": batches_done}
+        epoch, batches_done = self._progress()
+        return {"epoch": epoch, "batches_done": batches_done, "images_a_step": self.images_a_step}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Lightning restores its own progress only after it has started the loader, so the loader needs to know it."""
         self.resumed = state_dict
+
+    def files_of_batch(self, batch_idx: int) -> list[str]:
+        """The training images that this process sees as a batch of the current epoch."""
+        assert self.trainer is not None and self.trainer.train_dataloader is not None
+        sampler = self.trainer.train_dataloader.sampler
+        indices, _ = sampler.share(self.trainer.current_epoch)
+        return [self.samples["train"][i][0] for i in indices[batch_idx * self.batch_size :][: self.batch_size].tolist()]
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -219,12 +240,19 @@ class ImageData(LightningDataModule):
 
     def plain_loader(self, samples: Samples) -> DataLoader:
         """Images as in evaluation, in the order given, shared out among the processes."""
-        dataset = ImageDataset(samples, self.class_names, eval_reader(self.preprocessing))
+        dataset = ImageDataset(samples, self.class_names, eval_reader(self.preprocessing), self.bad_images == "skip")
         return self._loader(dataset, EpochSampler(len(dataset), shuffle=False, **self._position()))
 
     def _eval_loader(self, split: str) -> DataLoader:
         dataset = self.dataset(split, train=False)
         return self._loader(dataset, EpochSampler(len(dataset), shuffle=False, **self._position()))
+
+    def _progress(self) -> tuple[int, int]:
+        """The epoch, and how many batches of it are done."""
+        assert self.trainer is not None
+        # Not `completed`, which Lightning counts up only after the hook in which a step is saved
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        return self.trainer.current_epoch, done
 
     def _position(self) -> dict[str, Any]:
         if self.trainer is None:
@@ -255,39 +283,73 @@ class ImageData(LightningDataModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Mix training batches on the device."""
         images, labels = batch
-        if self.mix is not None and self.trainer is not None and self.trainer.training:
-            images, labels = self.mix(images.float(), labels)
+        if self.trainer is not None and self.trainer.training:
+            # What is random in a step, from here to dropout, depends on nothing before it: a run that is resumed goes
+            # on as one that never stopped.
+            position = (*self._position().values(), *self._progress())
+            torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
+            if self.mix is not None:
+                images, labels = self.mix(images.float(), labels)
         return images, labels
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Decoded, transformed images: uint8 `(3, H, W)`, with the index of their class.
 
-    The file list lives in two arrays, which worker processes share, not in Python objects, which each would copy.
+    It is asked for what `EpochSampler` gives: an index, and the seed of all that is random in the transform (which has
+    to use torch for it). So an image's augmentation depends on neither the worker nor what was seen before.
     The index `EpochSampler.PADDING` gives an image with the label `IGNORE`.
+    The file list lives in two arrays, which worker processes share, not in Python objects, which each would copy.
 
     Args:
         samples: Paths and class names.
         class_names: Names in the order of their indices.
         transform: From a path to a tensor.
+        skip_bad: Name a file that broke after it was checked, and go on without it; else it is an error.
+        replace_bad: Give the next image in its place; else it counts as padding.
 
     Raises:
         BadImage: A file broke after it was checked; the text names it.
     """
 
-    def __init__(self, samples: Samples, class_names: list[str], transform: v2.Transform) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        class_names: list[str],
+        transform: v2.Transform,
+        skip_bad: bool = False,
+        replace_bad: bool = False,
+    ) -> None:
         index = {name: i for i, name in enumerate(class_names)}
         self.paths = np.array([os.fsencode(path) for path, _ in samples])
         self.labels = np.array([index[label] for _, label in samples], dtype=np.int64)
         self.transform = transform
+        self.skip_bad = skip_bad
+        self.replace_bad = replace_bad
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        i, seed = item
         if i == EpochSampler.PADDING:
-            return self[0][0], IGNORE
-        return self.transform(os.fsdecode(self.paths[i])), int(self.labels[i])
+            return self._readable(0)[0], IGNORE
+        torch.default_generator.manual_seed(seed)
+        try:
+            return self.transform(os.fsdecode(self.paths[i])), int(self.labels[i])
+        except BadImage as error:
+            if not self.skip_bad:
+                raise
+            log.warning(f"{error}: left out")
+        image, label = self._readable(i + 1)
+        return image, label if self.replace_bad else IGNORE
+
+    def _readable(self, start: int) -> tuple[Tensor, int]:
+        """The first image from there on that can be read."""
+        for i in (k % len(self) for k in range(start, start + len(self))):
+            with suppress(BadImage):
+                return self.transform(os.fsdecode(self.paths[i])), int(self.labels[i])
+        raise BadImage(f"none of {len(self)} images can be read any more, such as {os.fsdecode(self.paths[0])}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Where workers are not forked but started anew, they get a pickle: in it torch shares tensors, not arrays."""
@@ -309,8 +371,8 @@ class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        chosen = torch.tensor(indices)
+    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        chosen = torch.tensor([i for i, _ in items])
         labels = torch.where(chosen == EpochSampler.PADDING, IGNORE, self.labels[chosen])
         return self.features[chosen], labels
 
@@ -336,8 +398,10 @@ class FileDataset(Dataset[tuple[Tensor, str]]):
             )
 
 
-class EpochSampler(Sampler[int]):
-    """One process's share of each epoch; the order depends on the seed and the epoch, and on nothing else.
+class EpochSampler(Sampler[tuple[int, int]]):
+    """One process's share of each epoch, as indices, each with a seed for what is random in the image's transform.
+
+    Both depend on the seed and the epoch, and on nothing else.
 
     Every process gets equally many, so that none waits for another at the end. What that takes beyond the data repeats
     images when shuffling; otherwise it is `PADDING`, which the metrics ignore: evaluation counts each image once.
@@ -381,8 +445,15 @@ class EpochSampler(Sampler[int]):
     def __len__(self) -> int:
         return -(-self.num_samples // self.world_size)
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, num_done = self.resumed or (0, 0)
+        start = num_done if epoch == self.epoch else 0
+        indices, seeds = self.share(self.epoch)
+        return zip(indices[start:].tolist(), seeds[start:].tolist(), strict=True)
+
+    def share(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """All of an epoch for this process: indices and seeds, int64 `(len(self),)` each."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         if self.weights is not None:
             order = torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
         elif self.shuffle:
@@ -392,9 +463,9 @@ class EpochSampler(Sampler[int]):
         missing = len(self) * self.world_size - self.num_samples
         again = order.repeat(self.world_size)[:missing]  # of few images for many processes, each several times
         fill = again if self.shuffle else torch.full((missing,), self.PADDING)
-        mine = torch.cat([order, fill])[self.rank :: self.world_size]
-        epoch, num_done = self.resumed or (0, 0)
-        return iter(mine[num_done if epoch == self.epoch else 0 :].tolist())
+        seeds = torch.randint(2**62, (self.num_samples + missing,), generator=generator)
+        mine = slice(self.rank, None, self.world_size)
+        return torch.cat([order, fill])[mine], seeds[mine]
 
 
 def fit_preprocessing(preprocessing: dict[str, Any], image_size: int | None, samples: Samples) -> dict[str, Any]:

@@ -99,6 +99,11 @@ def read_manifest(path: str) -> dict[str, Samples]:
                     raise UserError(f"{where}: {'path' if not image else 'label'} is empty")
                 if "split" in columns and split not in SPLIT_NAMES:
                     raise UserError(f"{where}: split is {split!r}; it must be train, val or test")
+                if not os.path.isabs(image) and os.path.normpath(image).split(os.sep)[0] == os.pardir:
+                    raise UserError(
+                        f"{where}: {image} leads out of the manifest's folder; move the manifest up, or write an "
+                        "absolute path"
+                    )
                 image = os.path.normpath(os.path.join(base, image))
                 if image in lines:  # in one split it would count twice; in two, training would see what is tested
                     raise UserError(f"{where}: {row['path']} stands in line {lines[image]}, too")

@@ -21,13 +21,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from project import UserError, check_range, shortest
 from project.callbacks import SaveConfig, tensorboard
-from project.checkpoint import check_classes, find_checkpoint, load_checkpoint, load_model
+from project.checkpoint import check_classes, find_checkpoint, has_checkpoint, load_checkpoint, load_model
 from project.cli import Parser, choose_precision, log, make_trainer, run
 from project.data import ImageData
 from project.find import find, parse_names
 from project.head_start import HeadStart
 from project.metrics import report, summarize
 from project.model import ResNetClassifier, preprocessing_for
+from project.safety import Stopped, explained
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = [
@@ -45,8 +46,13 @@ def make_parser() -> tuple[Parser, list[str]]:
     parser.add_argument(
         "--ckpt_path",
         type=str | None,
-        help="resume from this checkpoint: a path, or `best` or `last` of the newest run",
+        help="resume from this checkpoint: a path, or `best` or `last` of the newest run; `auto`: its `last` if there "
+        "is one, else start anew",
     )
+    parser.add_argument(
+        "--save_every_minutes", type=float | None, default=10.0, help="save last.ckpt as often within an epoch, too"
+    )
+    parser.add_argument("--save_every_steps", type=int | None, help="likewise, by optimizer steps")
     parser.add_argument(
         "--find", type=str | None, help="try out values before training: `batch_size`, `lr` or `batch_size,lr`"
     )
@@ -69,18 +75,26 @@ def parse(argv: list[str]) -> tuple[Parser, Namespace, list[str]]:
     config = parser.parse_args(argv)
     if config.data.root is None:
         base = SAMPLE
-        if config.ckpt_path in ("best", "last"):
-            checkpoint = Path(find_checkpoint(config.ckpt_path, config.default_root_dir or "."))
-            base = [f"--config={checkpoint.parents[1] / 'config.yaml'}"]
+        if config.ckpt_path in ("best", "last", "auto"):
+            if checkpoint := find_resume(config):
+                base = [f"--config={Path(checkpoint).parents[1] / 'config.yaml'}"]
         elif config.ckpt_path:
             raise UserError(f"--ckpt_path {config.ckpt_path}: name its data with --data.root, or its run's --config")
         config = parser.parse_args([*base, *argv])
     return parser, config, trainer_options
 
 
+def find_resume(config: Namespace) -> str | None:
+    """The checkpoint to go on from, if that is asked for. Raises `UserError`."""
+    root = config.default_root_dir or "."
+    if config.ckpt_path == "auto":
+        return find_checkpoint("last", root) if has_checkpoint("last", root) else None
+    return config.ckpt_path and find_checkpoint(config.ckpt_path, root)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser, config, trainer_options = parse(sys.argv[1:] if argv is None else argv)
-    resume = config.ckpt_path and find_checkpoint(config.ckpt_path, config.default_root_dir or ".")
+    resume = find_resume(config)
     config.precision = choose_precision(config.precision, config.accelerator)
     saved = json_config(parser, config)
     to_find = parse_names(config.find) if config.find else []
@@ -89,11 +103,15 @@ def main(argv: list[str] | None = None) -> None:
 
     objects = parser.instantiate(config)  # callbacks, loggers, … that are given by class
     options = {name: objects[name] for name in trainer_options}
-    trainer = make_trainer(options, resume, [SaveConfig(saved), HeadStart()])
+    check_range("save_every_steps", config.save_every_steps or 1, 1)
+    check_range("save_every_minutes", config.save_every_minutes or 0, 0)
+    callbacks = [SaveConfig(saved), HeadStart()]
+    trainer = make_trainer(options, resume, callbacks, config.save_every_minutes, config.save_every_steps)
     data = ImageData(preprocessing=preprocessing_for(config.model.arch, config.model.weights), **config.data)
     log.info(data.describe())
-    if resume:
-        check_resumable(resume, data.class_names, config, trainer.max_epochs)
+    if resume and not check_resumable(resume, data.class_names, config, trainer.max_epochs):
+        log.info(f"{resume} has finished its {trainer.max_epochs} epochs")
+        return
     from_data = {name: getattr(data, name) for name in ("class_names", "preprocessing", "class_weights")}
     own = {"weights": "none", "head_start": False} if resume else {}  # a checkpoint brings its weights
     model = ResNetClassifier(**from_data, **{**config.model, **own})
@@ -109,18 +127,28 @@ def main(argv: list[str] | None = None) -> None:
         seed_everything(config.seed, workers=True, verbose=False)  # from here on as a run that is given the values
         model = ResNetClassifier(**from_data, **{**config.model, "lr": found.get("lr", config.model.lr)})
 
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C, once its callbacks have saved
-        if trainer.interrupted:
-            log.info(f"\nInterrupted. To go on: python {sys.argv[0]} --ckpt_path last")
-            sys.exit(130)
-        raise
-    evaluate(trainer, model, data, saved)
+    if resume:  # its backbone may be frozen, and its features be asked for before Lightning loads it
+        model.load_state_dict(load_checkpoint(resume)["state_dict"])
+    with explained(data, trainer.accumulate_grad_batches):
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+        except Stopped as stopped:
+            log.info(f"{stopped}. To go on: python {sys.argv[0]} --ckpt_path last{root_option(config)}")
+            if stopped.status:
+                sys.exit(stopped.status)
+        evaluate(trainer, model, data, saved)
 
 
-def check_resumable(path: str, class_names: list[str], config: Namespace, max_epochs: int | None) -> None:
-    """Refuse what would fail late, or end at once without a word."""
+def root_option(config: Namespace) -> str:
+    return f" --default_root_dir {config.default_root_dir}" if config.default_root_dir else ""
+
+
+def check_resumable(path: str, class_names: list[str], config: Namespace, max_epochs: int | None) -> bool:
+    """Refuse what would fail late, or end at once without a word.
+
+    Returns:
+        Whether there is anything left to do; with `--ckpt_path auto` nothing left is no error.
+    """
     model, _ = load_model(path)
     check_classes(path, model.class_names, class_names)
     for name in ("arch", "fine_tune", "optimizer"):
@@ -130,8 +158,12 @@ def check_resumable(path: str, class_names: list[str], config: Namespace, max_ep
     if progress is None:
         raise UserError(f"{path} holds no progress to go on from; take what it has learned with --model.weights {path}")
     done = progress["epoch_progress"]["current"]["processed"]
-    if max_epochs is not None and 0 <= max_epochs <= done:
+    evaluated = Path(path).absolute().parents[1].joinpath("metrics.json").exists()  # else that is still to be done
+    if evaluated and max_epochs is not None and 0 <= max_epochs <= done:
+        if config.ckpt_path == "auto":
+            return False
         raise UserError(f"{path} has finished {done} of {max_epochs} epochs: ask for more with --max_epochs")
+    return True
 
 
 def json_config(parser: Parser, config: Namespace) -> dict[str, Any]:

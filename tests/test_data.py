@@ -117,10 +117,14 @@ def test_no_training_batch_of_one(split):
 # The sampler
 
 
+def indices(sampler):
+    return [i for i, _ in sampler]
+
+
 def test_each_epoch_has_an_order_of_its_own_and_the_seed_repeats_it():
     sampler = EpochSampler(100, shuffle=True, seed=3)
     first = list(sampler)
-    assert sorted(first) == list(range(100)) and first == list(sampler)
+    assert sorted(i for i, _ in first) == list(range(100)) and first == list(sampler)
     sampler.set_epoch(1)
     assert first != list(sampler)
     assert first == list(EpochSampler(100, shuffle=True, seed=3)) != list(EpochSampler(100, shuffle=True, seed=4))
@@ -128,12 +132,25 @@ def test_each_epoch_has_an_order_of_its_own_and_the_seed_repeats_it():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_processes_share_the_data_out(world_size):
-    shares = [list(EpochSampler(10, shuffle=False, rank=r, world_size=world_size)) for r in range(world_size)]
+    shares = [indices(EpochSampler(10, shuffle=False, rank=r, world_size=world_size)) for r in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     everything = [i for share in shares for i in share]
     assert sorted(i for i in everything if i != EpochSampler.PADDING) == list(range(10))
-    shuffled = [list(EpochSampler(10, shuffle=True, rank=r, world_size=world_size)) for r in range(world_size)]
+    shuffled = [indices(EpochSampler(10, shuffle=True, rank=r, world_size=world_size)) for r in range(world_size)]
     assert set().union(*shuffled) == set(range(10))
+
+
+def test_an_image_is_augmented_by_its_seed_alone(split):
+    """Whatever was drawn before, in whichever process; each epoch and each image has a seed of its own."""
+    dataset = make_data(split, auto_augment="trivial", random_erasing=0.5).dataset("train")
+    first = dataset[3, 77][0]
+    torch.rand(5)
+    assert torch.equal(first, dataset[3, 77][0]) and not torch.equal(first, dataset[3, 78][0])
+    sampler = EpochSampler(10, shuffle=True)
+    seeds = [dict(sampler)]
+    sampler.set_epoch(1)
+    seeds.append(dict(sampler))
+    assert len({seed for epoch in seeds for seed in epoch.values()}) == 20
 
 
 def test_more_processes_than_images_still_get_equal_shares():
@@ -142,7 +159,7 @@ def test_more_processes_than_images_still_get_equal_shares():
 
 
 def test_padding_is_ignored(split):
-    _, label = make_data(split).dataset("val")[EpochSampler.PADDING]
+    _, label = make_data(split).dataset("val")[EpochSampler.PADDING, 0]
     assert label == IGNORE
 
 
@@ -154,7 +171,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped():
     resumed.resume(epoch=2, num_done=4)
     assert list(resumed) == expected[4:] and len(resumed) == 10
     resumed.set_epoch(3)
-    assert sorted(resumed) == list(range(10))
+    assert sorted(indices(resumed)) == list(range(10))
 
 
 def test_file_lists_are_arrays_that_workers_share(split):

@@ -145,6 +145,7 @@ def test_predict_bad_input(fails, away):
     assert "cannot write nowhere/out.csv" in line
 
 
+@pytest.mark.slow
 def test_two_processes_count_every_image_once(trained, tmp_path):
     """12 test images less one, on 2 processes: the uneven share is padded, and the padding is not counted."""
     data = tmp_path / "data"

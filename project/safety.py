@@ -1,0 +1,247 @@
+"""What a run survives: kills, signals, time limits, and losses that are not finite."""
+
+import errno
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from project import UserError
+from project.checkpoint import NotSaved
+from project.data import ImageData
+from project.samples import first_few
+
+log = logging.getLogger(__name__)
+
+SAVE, TIME_UP = 1, 2  # what a process may wish for after a step; above them the exit statuses of signals
+ASK_EVERY = 10  # steps: between several processes, to ask takes time
+
+
+class Stopped(Exception):
+    """Training was stopped in good order, its state saved. `status` is the exit status; 0 where time was up."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("Time is up" if status == 0 else f"Stopped by {signal.Signals(status - 128).name}")
+        self.status = status
+
+
+class NotFinite(UserError):
+    """The loss became infinite or NaN."""
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """`last.ckpt`: a run that is resumed from it ends with the weights of one that was never stopped.
+
+    It is saved after each epoch, every so often within one, when the process is told to stop, and when an error ends
+    it. But only where training can be taken up exactly: after an optimizer step, and not between an epoch's last step
+    (or any other that a validation follows) and its end, for Lightning would skip that validation.
+
+    On SIGTERM, Ctrl-C and at the end of its time, training goes on to the next such point, saves, and raises `Stopped`;
+    a second Ctrl-C ends it at once.
+
+    Args:
+        every_minutes: Time between saves within an epoch.
+        every_steps: Optimizer steps between saves within an epoch.
+        max_seconds: Time for this process to train.
+    """
+
+    def __init__(
+        self, every_minutes: float | None = None, every_steps: int | None = None, max_seconds: float | None = None
+    ) -> None:
+        super().__init__(filename="last", enable_version_counter=False, auto_insert_metric_name=False)
+        self.every_seconds = math.inf if every_minutes is None else 60 * every_minutes
+        self.every_steps = every_steps
+        self.deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
+        self.saved_at = time.monotonic()
+        self.status = 0  # that of the signal which came
+        self.resumable_step: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def stop(signum: int, frame: FrameType | None) -> None:
+            if self.status == 128 + signal.SIGINT == 128 + signum:
+                signal.signal(signum, self.handlers[signum])
+                signal.raise_signal(signum)
+            self.status = 128 + signum
+            if signum == signal.SIGTERM and trainer.strategy.launcher is not None:  # only this process may have got it
+                trainer.strategy.launcher.kill(signum)
+            if trainer.is_global_zero and signum == signal.SIGINT:
+                os.write(2, b"\nStopping after this step or validation; Ctrl-C again: at once\n")  # safe in a handler
+
+        self.saved_at = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._give_signals_back()
+
+    def _give_signals_back(self) -> None:
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+        self.handlers = {}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.resumable_step = None
+        self._stop_if_told(self._wish(trainer))  # the end of the last epoch has been saved
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.resumable_step = trainer.global_step if resumable_after(trainer, batch_idx) else None
+        if self.resumable_step is None or (trainer.world_size > 1 and batch_idx % ASK_EVERY):
+            return
+        if wish := self._wish(trainer):
+            self.save(trainer)
+        self._stop_if_told(wish)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not here: the epoch may not be over."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.status:
+            raise Stopped(self.status)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # An error within a step before its optimizer step: the weights are still those after the last one. Several
+        # processes cannot save together when one of them has failed.
+        in_order = self.resumable_step is not None and self.resumable_step == trainer.global_step
+        harmless = isinstance(exception, Exception) and not isinstance(exception, Stopped | NotSaved | NotFinite)
+        if in_order and harmless and trainer.world_size == 1:
+            try:
+                self.save(trainer)
+            except UserError as error:
+                log.error(str(error))
+        if isinstance(exception, Stopped) and exception.status:  # the process ends: nothing more to stop
+            self.handlers = dict.fromkeys(self.handlers, signal.SIG_IGN)
+        self._give_signals_back()
+
+    def save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        assert self.dirpath is not None
+        self._save_checkpoint(trainer, os.path.join(self.dirpath, "last.ckpt"))
+        self.saved_at = time.monotonic()
+        self.resumable_step = None  # it is kept already
+
+    def _wish(self, trainer: Trainer) -> int:
+        """What is to be done after this step; of several processes' wishes the strongest."""
+        now = time.monotonic()
+        wish = self.status
+        if not wish and now >= self.deadline:
+            wish = TIME_UP
+        if not wish and (
+            now - self.saved_at >= self.every_seconds
+            or (self.every_steps is not None and trainer.global_step % self.every_steps == 0)
+        ):
+            wish = SAVE
+        if trainer.world_size > 1:
+            wishes = torch.tensor(float(wish), device=trainer.strategy.root_device)
+            wish = int(trainer.strategy.reduce(wishes, reduce_op="max"))  # type: ignore[call-overload]
+        return wish
+
+    def _stop_if_told(self, wish: int) -> None:
+        if wish >= TIME_UP:
+            raise Stopped(0 if wish == TIME_UP else wish)
+
+
+def resumable_after(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether training can be taken up exactly after this batch: see `LastCheckpoint`."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+    interval = trainer.val_check_batch
+    validation_follows = isinstance(interval, int) and (batch_idx + 1) % interval == 0
+    return not (progress.is_last_batch or accumulating or validation_follows)
+
+
+class StopAtNonFinite(Callback):
+    """End training at a loss that is infinite or NaN, which nothing can mend, and say where it came from.
+
+    On a CPU it is seen in its step; elsewhere, where to look means to wait for the device, when figures are logged.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.losses = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(outputs["loss"].detach())
+        on_cpu = pl_module.device.type == "cpu"
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if not (on_cpu or last or trainer._logger_connector.should_update_logs):
+            return
+        finite = torch.stack(self.losses).isfinite()
+        self.losses = []
+        if bool(finite.all()):
+            return
+        bad = batch_idx - len(finite) + 1 + int((~finite).nonzero()[0])
+        step = trainer.global_step - (batch_idx - bad) // trainer.accumulate_grad_batches
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        where = f"step {step} (epoch {trainer.current_epoch}, batch {bad}, learning rate {rate:.2g})"
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        files = data.files_of_batch(bad) if isinstance(data, ImageData) else []
+        images = ""
+        if files and trainer.log_dir and trainer.world_size == 1:
+            listing = Path(trainer.log_dir, "not_finite.txt")
+            listing.write_text("\n".join(files) + "\n", encoding="utf-8", errors="surrogateescape")
+            images = f"; its {len(files)} images, listed in {listing}: {first_few(files)}"
+        elif files:
+            images = f"; its {len(files)} images: {first_few(files)}"
+        raise NotFinite(
+            f"the loss is not finite any more at {where}: try a lower --model.lr, --gradient_clip_val 1 or "
+            f"--precision 32-true. The last good checkpoint is kept{images}"
+        )
+
+
+@contextmanager
+def explained(data: ImageData, accumulate: int) -> Iterator[None]:
+    """Turn what the machine does to a run into one line that says what to do. Raises `UserError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if text := explanation(error, data, accumulate):
+            raise UserError(text) from error
+        raise
+
+
+def explanation(error: BaseException, data: ImageData, accumulate: int) -> str | None:
+    text = " ".join(str(error).split())
+    resume = "what was saved is whole: go on with --ckpt_path last"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        half = max(1, data.batch_size // 2)
+        return (
+            f"out of memory with --data.batch_size {data.batch_size}: try --data.batch_size {half} "
+            f"--accumulate_grad_batches {2 * accumulate}, which learns the same, or a smaller --data.image_size"
+        )
+    if isinstance(error, RuntimeError) and ("closed by peer" in text or "reset by peer" in text):
+        return f"another process of this run has ended, see its own message; {resume}"
+    if "shared memory" in text or "Bus error" in text:
+        return f"out of shared memory (/dev/shm): enlarge it, or use fewer --data.num_workers; {resume}"
+    if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
+        return (
+            f"a data worker was killed, most often because memory ran out: use fewer --data.num_workers; {resume} "
+            f"({text})"
+        )
+    if isinstance(error, ConnectionResetError | EOFError):
+        return f"a data worker died: use fewer --data.num_workers; {resume}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        return f"{error.filename or 'the run folder'}: {error.strerror}; {resume}"
+    return None

@@ -1,0 +1,34 @@
+"""scripts/train.py for the tests of several processes.
+
+A rank kills itself, once, where `KILL` says `rank epoch batch`, or fails where `FAIL` does.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import torch
+import train
+
+from project.cli import run
+from project.model import ResNetClassifier
+
+torch.set_num_threads(1)
+step = ResNetClassifier.training_step
+
+
+def watched(self, batch, batch_idx):
+    if os.environ.get("KILL") == f"{self.global_rank} {self.current_epoch} {batch_idx}":
+        flag = Path(os.environ["KILLED"])
+        if not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("FAIL") == f"{self.global_rank} {self.current_epoch} {batch_idx}":
+        raise ValueError("the error of this rank")
+    return step(self, batch, batch_idx)
+
+
+ResNetClassifier.training_step = watched
+run(train.main)

@@ -1,0 +1,221 @@
+"""A process in which everything is imported, and which forks a training run for each line that it is sent.
+
+So a run starts in half a second, and can be killed a thousand times over. A line is a job in JSON:
+
+    argv      options of scripts/train.py
+    folder    where its messages (`out.txt`) and its steps (`steps.txt`) go
+    real      a real ResNet-18 in place of a tiny network
+    window    kill the run (SIGKILL, from within) at this point …
+    count     … when it comes by for the count-th time
+    mutant    take this safeguard out, or put what is usual elsewhere in its place
+
+The answers: the run's process id when it is forked, and its exit status (negative: the signal) when it is asked for.
+"""
+
+import json
+import os
+import signal
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+import train
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from matplotlib.figure import Figure
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard.writer import SummaryWriter
+
+import project.checkpoint
+import project.metrics
+import project.safety
+from project import cli, data
+from project.model import ResNetClassifier
+
+
+def tiny_network(arch: str, weights: Any = None) -> nn.Module:
+    """With the parts of a ResNet, of a few kilobytes."""
+
+    def part(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+    net = nn.Module()
+    for name, module in {
+        "conv1": nn.Conv2d(3, 8, 3, 2, 1, bias=False),
+        "bn1": nn.BatchNorm2d(8),
+        **{f"layer{i}": part(8, 8) for i in range(1, 5)},
+        "avgpool": nn.AdaptiveAvgPool2d(1),
+        "fc": nn.Linear(8, 1000),
+    }.items():
+        net.add_module(name, module)
+    return net
+
+
+def before(owner: Any, name: str, action: Callable[[], None]) -> None:
+    """Call something before a method, or a function of a module."""
+    original = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        action()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def kill_in_window(window: str, count: int) -> None:
+    passed = 0
+
+    def pass_by() -> None:
+        nonlocal passed
+        passed += 1
+        if passed == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def half_written(checkpoint: Any, file: Any) -> None:
+        nonlocal passed
+        passed += 1
+        save(checkpoint, file)
+        if passed == count:
+            file.truncate(file.tell() // 2)
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    save = torch.save
+    owners: dict[str, tuple[Any, str]] = {
+        "step": (ResNetClassifier, "training_step"),
+        "validation": (ResNetClassifier, "validation_step"),
+        "epoch end": (project.safety.LastCheckpoint, "on_train_epoch_end"),
+        "epoch start": (project.safety.LastCheckpoint, "on_train_epoch_start"),
+        "after a step": (project.safety.LastCheckpoint, "on_train_batch_end"),
+        "worker start": (DataLoader, "__iter__"),
+        "sealing": (project.checkpoint, "seal"),
+        "renaming": (os, "replace"),
+        "test": (ResNetClassifier, "test_step"),
+    }
+    if window == "saving":
+        project.checkpoint.torch.save = half_written  # type: ignore[attr-defined]
+    elif window == "last batch":
+        original = project.safety.LastCheckpoint.on_train_batch_end
+
+        def at_last(self: Any, trainer: Any, *args: Any) -> None:
+            if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+                pass_by()
+            original(self, trainer, *args)
+
+        project.safety.LastCheckpoint.on_train_batch_end = at_last  # type: ignore[method-assign,assignment]
+    else:
+        before(*owners[window], pass_by)
+
+
+class StockCheckpoint(ModelCheckpoint):
+    """What a user of Lightning would write; the name of the options is ours."""
+
+    def __init__(self, every_minutes: Any, every_steps: Any, max_seconds: Any) -> None:
+        super().__init__(filename="last", every_n_train_steps=every_steps, enable_version_counter=False)
+
+
+def stock_loader(self: data.ImageData) -> DataLoader:
+    return DataLoader(self.dataset("train"), batch_size=self.batch_size, shuffle=True, collate_fn=None)
+
+
+def without_seed(self: data.ImageDataset, item: Any) -> Any:
+    i = item[0] if isinstance(item, tuple) else item
+    return self.transform(os.fsdecode(self.paths[i])), int(self.labels[i])
+
+
+def in_place(path: Any, mode: str) -> Any:
+    return open(str(path).removesuffix(".part"), mode)
+
+
+def take_out(mutant: str) -> None:
+    """The safeguards, one by one."""
+    if mutant == "stock loader":
+        data.ImageData.train_dataloader = stock_loader  # type: ignore[method-assign]
+        data.ImageDataset.__getitem__ = without_seed  # type: ignore[method-assign]
+    elif mutant == "stock checkpoint":
+        cli.LastCheckpoint = StockCheckpoint  # type: ignore[misc,assignment]
+        cli.DurableCheckpointIO = TorchCheckpointIO  # type: ignore[misc,assignment]
+    elif mutant == "no position":
+        data.ImageData.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
+    elif mutant == "no seed of an image":
+        data.ImageDataset.__getitem__ = without_seed  # type: ignore[method-assign]
+    elif mutant == "no seed of a step":
+        data.torch.manual_seed = lambda seed: None  # type: ignore[attr-defined,assignment]
+    elif mutant == "saves after any step":
+        project.safety.resumable_after = lambda trainer, batch_idx: True
+    elif mutant == "written in place":
+        os.replace = lambda draft, path: None  # type: ignore[assignment]
+        project.checkpoint.open = in_place  # type: ignore[attr-defined]
+    elif mutant == "trusts any file":
+        project.checkpoint.is_whole = lambda path: True
+    elif mutant == "nothing saved on a signal":
+        project.safety.LastCheckpoint.on_train_start = lambda self, trainer, module: None  # type: ignore[method-assign]
+    else:
+        raise ValueError(mutant)
+
+
+def log_steps(path: Path) -> None:
+    """Epoch, batch, and what its images and labels hash to."""
+    original = ResNetClassifier.training_step
+
+    def logged(self: ResNetClassifier, batch: Any, batch_idx: int) -> Any:
+        digest = zlib.crc32(batch[1].numpy().tobytes(), zlib.crc32(batch[0].numpy().tobytes()))
+        with open(path, "a") as file:
+            file.write(f"{self.current_epoch} {batch_idx} {digest}\n")
+        return original(self, batch, batch_idx)
+
+    ResNetClassifier.training_step = logged  # type: ignore[method-assign]
+
+
+def run(job: dict[str, Any]) -> None:
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    out = os.open(folder / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    torch.set_num_threads(1)
+    if not job.get("real"):
+        torchvision.models.get_model = tiny_network  # type: ignore[assignment]
+        SummaryWriter.add_figure = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
+        project.metrics.confusion_figure = lambda *args: Figure()  # pictures are half of a tiny run's time
+    log_steps(folder / "steps.txt")
+    if job.get("mutant"):
+        take_out(job["mutant"])
+    if job.get("window"):
+        kill_in_window(job["window"], job["count"])
+    cli.run(lambda: train.main(job["argv"]))
+
+
+def main() -> None:
+    for line in sys.stdin:
+        job = json.loads(line)
+        if "wait" in job:
+            _, status = os.waitpid(job["wait"], 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+        elif pid := os.fork():
+            print(pid, flush=True)
+        else:
+            status = 1
+            try:
+                os.setsid()
+                run(job)
+            except SystemExit as stop:
+                status = stop.code if isinstance(stop.code, int) else 1
+                if isinstance(stop.code, str):
+                    print(stop.code, file=sys.stderr)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

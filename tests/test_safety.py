@@ -1,0 +1,184 @@
+"""What ends a run badly is named in one line, and what was saved stays whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import train
+from conftest import FAST, SAMPLE, fill
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from project.checkpoint import find_checkpoint, load_checkpoint
+from project.model import ResNetClassifier
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_images(fails, flat, tmp_path, monkeypatch):
+    step = ResNetClassifier.training_step
+
+    def poisoned(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        return loss * float("nan") if (self.current_epoch, batch_idx) == (1, 1) else loss
+
+    monkeypatch.setattr(ResNetClassifier, "training_step", poisoned)
+    line = fails(train.main, *FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=3")
+    assert "the loss is not finite any more at step 5 (epoch 1, batch 1, learning rate" in line
+    assert "its 8 images, listed in" in line and "--model.lr" in line
+    listed = (tmp_path / "lightning_logs/version_0/not_finite.txt").read_text().splitlines()
+    assert len(listed) == 8 and all(Path(path).is_file() for path in listed)
+    last = load_checkpoint(find_checkpoint("last", tmp_path))
+    assert last["global_step"] == 3 and all(t.isfinite().all() for t in last["state_dict"].values())
+
+
+def test_the_images_named_are_those_of_the_batch(flat, tmp_path, monkeypatch):
+    """Those that were loaded in that step, also in the second half of an epoch that was resumed."""
+    from project.images import load_crop
+
+    loaded: list[str] = []
+    monkeypatch.setattr("project.data.load_crop", lambda path, **kw: loaded.append(path) or load_crop(path, **kw))
+    named = []
+    step = ResNetClassifier.training_step
+
+    def watched(self, batch, batch_idx):
+        named.append(self.trainer.datamodule.files_of_batch(batch_idx))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ResNetClassifier, "training_step", watched)
+    train.main([*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=2"])
+    assert [path for batch in named for path in batch] == loaded
+
+
+def test_out_of_memory_says_which_batch_size_to_try(fails, flat, tmp_path, monkeypatch):
+    def hungry(self, batch, batch_idx):
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(ResNetClassifier, "training_step", hungry)
+    line = fails(train.main, *FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}")
+    assert "out of memory with --data.batch_size 8: try --data.batch_size 4 --accumulate_grad_batches 2" in line
+
+
+def test_a_killed_worker_is_named(fails, flat, tmp_path, monkeypatch):
+    step = ResNetClassifier.training_step
+
+    def killing(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            worker = self.trainer.train_dataloader._iterator._workers[0]
+            os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(0.2)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ResNetClassifier, "training_step", killing)
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--data.num_workers=1"]
+    line = fails(train.main, *options, "--max_epochs=3", "--data.batch_size=2")
+    assert "a data worker" in line and "--ckpt_path last" in line
+    assert load_checkpoint(find_checkpoint("last", tmp_path))["global_step"] >= 10
+
+
+@pytest.mark.parametrize("damage", [os.remove, lambda path: open(path, "w").close()], ids=["deleted", "emptied"])
+def test_a_file_that_breaks_in_training_stops_or_is_left_out(fails, flat, tmp_path, damage, monkeypatch, caplog):
+    broken = []
+
+    def breaking(self, trainer, pl_module):
+        if trainer.current_epoch == 1 and not broken:
+            broken.append(trainer.datamodule.samples["train"][0][0])
+            broken.append(trainer.datamodule.samples["val"][0][0])
+            for path in broken:
+                damage(path)
+
+    monkeypatch.setattr(train.SaveConfig, "on_train_epoch_start", breaking)
+    options = [*FAST, f"--data.root={flat}", "--max_epochs=3"]
+    line = fails(train.main, *options, f"--default_root_dir={tmp_path / 'stop'}")
+    assert any(path in line for path in broken)
+    assert load_checkpoint(find_checkpoint("last", tmp_path / "stop"))["global_step"] >= 3
+
+    fill(flat, 10)
+    broken.clear()
+    train.main([*options, f"--default_root_dir={tmp_path / 'skip'}", "--data.bad_images=skip"])
+    assert all(f"{path}: " in caplog.text for path in broken) and "left out" in caplog.text
+    assert load_checkpoint(find_checkpoint("last", tmp_path / "skip"))["global_step"] == 9
+
+
+def test_what_was_logged_after_the_checkpoint_is_not_shown_twice(flat, tmp_path, monkeypatch):
+    step = ResNetClassifier.training_step
+    limit = 5
+
+    def watched(self, batch, batch_idx):
+        if self.trainer.global_step == limit:
+            raise SystemExit(9)  # nothing is saved
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ResNetClassifier, "training_step", watched)
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=3"]
+    with pytest.raises(SystemExit):
+        train.main(options)
+    limit = None
+    train.main([*options, "--ckpt_path=last"])
+    events = EventAccumulator(str(tmp_path / "lightning_logs/version_0")).Reload()
+    assert [event.step for event in events.Scalars("train/loss_step")] == list(range(9))
+
+
+def test_auto_starts_resumes_and_then_has_nothing_to_do(flat, tmp_path, caplog):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--ckpt_path=auto"]
+    caplog.set_level("INFO", logger="project")
+    train.main(options)
+    train.main([*options, "--max_epochs=2"])
+    train.main([*options, "--max_epochs=2"])
+    assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+    assert load_checkpoint(find_checkpoint("last", tmp_path))["global_step"] == 6
+    assert "has finished its 2 epochs" in caplog.text
+
+
+def test_another_batch_size_in_the_middle_of_an_epoch_is_refused(fails, flat, tmp_path, monkeypatch):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--save_every_steps=1"]
+    step = ResNetClassifier.training_step
+
+    def watched(self, batch, batch_idx):
+        if batch_idx == 1:
+            raise SystemExit(9)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ResNetClassifier, "training_step", watched)
+    with pytest.raises(SystemExit):
+        train.main(options)
+    line = fails(train.main, *options, "--ckpt_path=last", "--data.batch_size=5")
+    assert "from the middle of an epoch with 8 images a step" in line and "not 5" in line
+
+
+def test_a_frozen_backbone_is_that_of_the_checkpoint_when_its_run_goes_on(split, tmp_path, monkeypatch):
+    """Its features are asked for before Lightning loads the checkpoint."""
+    weights = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
+    options = [*FAST, weights, f"--data.root={split}", "--model.fine_tune=head", "--precision=32-true"]
+    train.main([*options, f"--default_root_dir={tmp_path / 'whole'}", "--max_epochs=3"])
+    step = ResNetClassifier.training_step
+
+    def watched(self, batch, batch_idx):
+        if self.trainer.global_step == 4:
+            raise SystemExit(9)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ResNetClassifier, "training_step", watched)
+    with pytest.raises(SystemExit):
+        train.main([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=3"])
+    monkeypatch.undo()
+    train.main([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=3", "--ckpt_path=last"])
+    whole, cut = (load_checkpoint(find_checkpoint("last", tmp_path / run))["state_dict"] for run in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_sigterm_before_training_ends_with_its_status(tmp_path):
+    command = [sys.executable, ROOT / "scripts/train.py", f"--default_root_dir={tmp_path}"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "parameters are trained" in line:  # the head start comes next
+            break
+    process.terminate()
+    messages = process.stderr.read()
+    assert process.wait() == 143 and "Traceback" not in messages

@@ -72,14 +72,14 @@ def run(main: Callable[[], None]) -> NoReturn:
     Ctrl-C ends in 130 and SIGTERM in 143, as if nothing had caught them; training catches them to save first.
     """
     set_up_messages()
-    interrupts = []
+    received: list[int] = []
 
-    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-        interrupts.append(signum)
-        raise KeyboardInterrupt
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        received.append(signum)
+        raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
     try:
         main()
     except (UserError, MisconfigurationException) as error:
@@ -88,8 +88,8 @@ def run(main: Callable[[], None]) -> NoReturn:
             text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}")
     except BaseException:
-        if interrupts:  # Lightning makes an exit with status 1 of it, or trips over what was interrupted
-            sys.exit(130)
+        if received:  # Lightning makes another exit of it, or trips over what was interrupted
+            sys.exit(128 + received[0])
         raise
     sys.exit(0)
 

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 import torchvision
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -112,6 +113,8 @@ class ResNetClassifier(LightningModule):
             load_backbone(self.net, arch, weights)
         self.net.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.net.fc.in_features, len(class_names)))
         self.net.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+        # By name, for FSDP flattens all parameters before the optimizer is made.
+        self.decayed = {name for name, parameter in self.net.named_parameters() if parameter.ndim > 1}
         # The parts that do not learn at present. Gradual unfreezing empties this set as training goes on.
         self.frozen = set() if fine_tune == "full" else {*PARTS.values(), STEM} - {"head"}
         if fine_tune == "head":
@@ -197,6 +200,11 @@ class ResNetClassifier(LightningModule):
         images, notes = batch
         return self(images).softmax(dim=1), notes
 
+    def setup(self, stage: str) -> None:
+        # FSDP saves the optimizer's state of channels_last kernels right, and loads it with their values in disorder.
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            self.net.to(memory_format=torch.contiguous_format)
+
     def on_train_start(self) -> None:
         self._unfreeze()  # a run that is resumed within an epoch does not start that epoch again
 
@@ -236,7 +244,7 @@ class ResNetClassifier(LightningModule):
             part = part_of(name)
             if h["fine_tune"] != "gradual" and part != "head":
                 part = "backbone"
-            decay = parameter.ndim > 1
+            decay = name in self.decayed
             group = groups.setdefault(
                 (part, decay),
                 {

@@ -179,7 +179,9 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, config:
     """Test the best checkpoint, keep the figures with the run, and say what to do next."""
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     data.choose_test_split("test")
-    trainer.test(model, datamodule=data, ckpt_path=best or None, weights_only=True, verbose=False)
+    if best:  # as a new module, for FSDP keeps the parameters of the one that was trained
+        model, _ = load_model(best)
+    trainer.test(model, datamodule=data, verbose=False)
     summary = summarize(model.results, model.class_names, data.test_split)
     if trainer.log_dir is None:  # --logger false, or --fast_dev_run
         return

@@ -98,6 +98,30 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
     logging.getLogger("project").handlers.clear()  # run() gave it this test's stderr
 
 
+FIGURES: dict[str, str] = {}
+
+
+@pytest.fixture
+def figure() -> Callable[[str, object], None]:
+    """Note a figure under a name; all are shown when the tests are over."""
+    return lambda name, value: FIGURES.update({name: str(value)})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.section("figures")
+        width = max(map(len, FIGURES))
+        for name, value in FIGURES.items():
+            terminalreporter.write_line(f"{name:<{width}}  {value}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if mutant := os.environ.get("MUTANT"):  # see test_the_tests_notice_a_missing_safeguard
+        from fault_server import take_out
+
+        take_out(mutant)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a finished run on `split`-like data, which lies beside it as `data`."""

@@ -1,6 +1,7 @@
 """scripts/train.py for the tests of several processes.
 
-A rank kills itself, once, where `KILL` says `rank epoch batch`, or fails where `FAIL` does.
+A rank kills itself, once, where `KILL` says `rank epoch batch`, or fails where `FAIL` does. `--strategy cpu_fsdp` is
+FSDP without a GPU: Lightning allows it on GPUs alone, torch on CPUs, too.
 """
 
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import torch
 import train
+from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from project.cli import run
 from project.model import ResNetClassifier
@@ -30,5 +33,15 @@ def watched(self, batch, batch_idx):
     return step(self, batch, batch_idx)
 
 
+class CpuFSDP(FSDPStrategy):
+    @property
+    def root_device(self):
+        return torch.device("cpu")
+
+    def _setup_model(self, model):
+        return FullyShardedDataParallel(model, device_id=self.root_device, **self.kwargs)
+
+
+StrategyRegistry.register("cpu_fsdp", CpuFSDP)
 ResNetClassifier.training_step = watched
 run(train.main)

@@ -8,6 +8,8 @@ So a run starts in half a second, and can be killed a thousand times over. A lin
     window    kill the run (SIGKILL, from within) at this point …
     count     … when it comes by for the count-th time
     mutant    take this safeguard out, or put what is usual elsewhere in its place
+    saver     do not train: save a checkpoint at this path again and again, …
+    stock     … as Lightning does, by way of this folder
 
 The answers: the run's process id when it is forked, and its exit status (negative: the signal) when it is asked for.
 """
@@ -16,6 +18,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,15 +29,19 @@ import torchvision
 import train
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 
 import project.checkpoint
+import project.images
 import project.metrics
 import project.safety
 from project import cli, data
+from project.checkpoint import DurableCheckpointIO
 from project.model import ResNetClassifier
 
 
@@ -153,6 +160,22 @@ def take_out(mutant: str) -> None:
         project.checkpoint.open = in_place  # type: ignore[attr-defined]
     elif mutant == "trusts any file":
         project.checkpoint.is_whole = lambda path: True
+    elif mutant == "unpickles anything":
+        load = torch.load
+        torch.load = lambda *args, **options: load(*args, **{**options, "weights_only": False})  # type: ignore
+    elif mutant == "no look at the loss":
+        project.safety.StopAtNonFinite.on_train_batch_end = lambda *args: None  # type: ignore[method-assign,assignment]
+    elif mutant == "images of any size":
+        project.images.MAX_PIXELS = 10**12
+        Image.MAX_IMAGE_PIXELS = None
+    elif mutant == "any path in a manifest":
+        os.pardir = "nowhere"
+    elif mutant == "no explanation":
+        project.safety.explanation = lambda *args: None  # type: ignore[assignment]
+    elif mutant == "keeps what was logged after the checkpoint":
+        cli.TensorBoardLogger = lambda *args, purge_step, **options: TensorBoardLogger(*args, **options)  # type: ignore
+    elif mutant == "goes on with any batch size":
+        data.ImageData.images_a_step = 0  # type: ignore[method-assign,assignment]
     elif mutant == "nothing saved on a signal":
         project.safety.LastCheckpoint.on_train_start = lambda self, trainer, module: None  # type: ignore[method-assign]
     else:
@@ -172,7 +195,19 @@ def log_steps(path: Path) -> None:
     ResNetClassifier.training_step = logged  # type: ignore[method-assign]
 
 
+def save_again_and_again(path: Path, temporary: str | None) -> None:
+    io = DurableCheckpointIO() if temporary is None else TorchCheckpointIO()
+    tempfile.tempdir = temporary
+    state = {"state_dict": {"w": torch.zeros(8_000_000)}}
+    io.save_checkpoint(state, path)
+    path.with_name("ready").touch()
+    while True:
+        io.save_checkpoint(state, path)
+
+
 def run(job: dict[str, Any]) -> None:
+    if "saver" in job:
+        save_again_and_again(Path(job["saver"]), job["stock"])
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     out = os.open(folder / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -248,19 +248,21 @@ def kill_campaign(
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_killed_runs_end_as_the_one_that_was_not(farms, images, tmp_path, num_workers, every):
+def test_killed_runs_end_as_the_one_that_was_not(farms, images, tmp_path, figure, num_workers, every):
     options = [*TINY, f"--data.root={images}", f"--data.num_workers={num_workers}", f"--save_every_steps={every}"]
     met, trouble = kill_campaign(farms, tmp_path, options, num_kills=98, seed=10 * num_workers + every)
-    print(f"\n{num_workers} workers, a save every {every} steps: {met['kills']} kills in {met['runs']} runs")
+    name = f"kills, {num_workers} workers, a save every {every} steps"
+    figure(name, f"{met['kills']} in {met['runs']} runs, {len(trouble)} differ")
     assert not trouble, "\n".join(trouble)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1500)
-def test_killed_runs_of_a_real_network_with_bf16_ema_and_accumulation(farms, images, tmp_path):
+def test_killed_runs_of_a_real_network_with_bf16_ema_and_accumulation(farms, images, tmp_path, figure):
     options = [*REAL, f"--data.root={images}", "--data.num_workers=1", "--save_every_steps=1"]
     met, trouble = kill_campaign(farms, tmp_path, options, num_kills=16, seed=0, real=True)
-    print(f"\nresnet18: {met['kills']} kills in {met['runs']} runs")
+    name = "kills, resnet18 with bf16, EMA and accumulation"
+    figure(name, f"{met['kills']} in {met['runs']} runs, {len(trouble)} differ")
     assert not trouble, "\n".join(trouble)
 
 
@@ -306,6 +308,35 @@ def test_the_campaign_notices_a_missing_safeguard(farms, images, tmp_path, mutan
     assert met == 1 and trouble
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("mutant", "test"),
+    [
+        ("unpickles anything", "test_safe_files.py::test_forgeries_are_refused_on_every_path_and_never_executed"),
+        (
+            "no look at the loss",
+            "test_safety.py::test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_images",
+        ),
+        ("images of any size", "test_images.py::test_a_decompression_bomb_is_refused_before_it_is_decoded"),
+        ("any path in a manifest", "test_safe_files.py::test_a_manifest_cannot_reach_out_of_its_folder"),
+        ("no explanation", "test_safety.py::test_out_of_memory_says_which_batch_size_to_try"),
+        (
+            "keeps what was logged after the checkpoint",
+            "test_safety.py::test_what_was_logged_after_the_checkpoint_is_not_shown_twice",
+        ),
+        (
+            "goes on with any batch size",
+            "test_safety.py::test_another_batch_size_in_the_middle_of_an_epoch_is_refused",
+        ),
+    ],
+)
+def test_the_tests_notice_a_missing_safeguard(mutant, test):
+    command = [sys.executable, "-m", "pytest", "-x", "-q", str(TESTS / test)]
+    for environment, status in ((os.environ, 0), ({**os.environ, "MUTANT": mutant}, 1)):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent)
+        assert done.returncode == status, done.stdout[-2000:]
+
+
 # Signals
 
 
@@ -341,9 +372,10 @@ def signal_campaign(farms: list[Farm], folder: Path, options: list[str], count: 
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_a_run_that_is_told_to_stop_saves_and_goes_on(farms, images, tmp_path):
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(farms, images, tmp_path, figure):
     options = [*TINY, f"--data.root={images}", "--data.num_workers=1", "--save_every_minutes=null"]
     trouble = signal_campaign(farms, tmp_path, options, 66)
+    figure("SIGTERM, Ctrl-C, two of them", f"66, {len(trouble)} with trouble")
     assert not trouble, "\n".join(trouble)
 
 
@@ -408,9 +440,10 @@ def recognized(finished: Path, folder: Path, content: bytes) -> bool:
 
 
 @pytest.mark.faults
-def test_damaged_checkpoints_are_recognized_and_the_one_before_is_used(finished, tmp_path):
+def test_damaged_checkpoints_are_recognized_and_the_one_before_is_used(finished, tmp_path, figure):
     content = (finished / "last.ckpt").read_bytes()
     missed = [i for i, damaged in enumerate(damages(content)) if not recognized(finished, tmp_path, damaged)]
+    figure("damaged checkpoints", f"{len(damages(content))}, {len(missed)} not recognized")
     assert not missed
 
 
@@ -427,53 +460,41 @@ def test_the_campaign_notices_that_any_file_is_trusted(finished, tmp_path, monke
     assert not all(recognized(finished, tmp_path, damaged) for damaged in damages(content))
 
 
-SAVER = """
-import sys, torch
-from pathlib import Path
-from lightning.fabric.plugins.io import TorchCheckpointIO
-from project.checkpoint import DurableCheckpointIO
-io = DurableCheckpointIO() if sys.argv[1] == "ours" else TorchCheckpointIO()
-state = {"state_dict": {"w": torch.zeros(8_000_000)}}
-io.save_checkpoint(state, sys.argv[2])
-print("saved", flush=True)
-while True:
-    io.save_checkpoint(state, sys.argv[2])
-"""
-
-
-def torn(kind: str, folder: Path, kills: int, temporary: str) -> int:
-    """Kill a process that saves all the time, and count how often what it leaves cannot be read."""
+def torn(farm: Farm, folder: Path, kills: int, stock: str | None = None) -> int:
+    """Kill a process that saves all the time, and count how often nothing whole is left."""
     rng = random.Random(0)
-    path = folder / "last.ckpt"
+    path = folder / "lightning_logs/version_0/checkpoints/last.ckpt"
+    path.parent.mkdir(parents=True)
     bad = 0
     for _ in range(kills):
-        path.unlink(missing_ok=True)
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVER, kind, str(path)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "TMPDIR": temporary},
-        )
-        assert process.stdout is not None and process.stdout.readline()
+        pid = farm.ask({"saver": str(path), "stock": stock})
+        while not (ready := path.with_name("ready")).exists():
+            time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        try:  # killed between two renames, the one before is there
-            torch.load(path if path.exists() else path.with_name("previous.ckpt"), weights_only=True)
+        os.kill(pid, signal.SIGKILL)
+        assert farm.ask({"wait": pid}) == -signal.SIGKILL
+        try:
+            torch.load(path if stock else find_checkpoint("last", folder), weights_only=True)
         except Exception:
             bad += 1
+        for left in (ready, path, *path.parent.glob("*")):
+            left.unlink(missing_ok=True)
     return bad
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_a_kill_while_saving_tears_the_stock_checkpoint_across_file_systems_and_never_ours(tmp_path):
-    temporary = tempfile.mkdtemp(dir="/dev/shm")
+def test_a_kill_while_saving_tears_the_stock_checkpoint_across_file_systems_and_never_ours(farms, tmp_path, figure):
+    in_memory = Path(tempfile.mkdtemp(dir="/dev/shm"))
     try:
-        assert torn("ours", tmp_path, 15, temporary) == 0
-        assert torn("stock", tmp_path, 25, temporary) > 0
+        ours = at_once(farms, [tmp_path / "ours", in_memory / "ours"], lambda farm, folder: torn(farm, folder, 60))
+        stock = torn(farms[0], tmp_path / "stock", 30, stock=str(in_memory))
     finally:
-        shutil.rmtree(temporary)
+        shutil.rmtree(in_memory)
+    figure(
+        "kills while saving, checkpoints lost", f"{sum(ours)} of 120; Lightning's own across file systems {stock} of 30"
+    )
+    assert ours == [0, 0] and stock > 0
 
 
 # What the machine does to a run

@@ -3,8 +3,8 @@
 import logging
 import os
 import zipfile
+import zlib
 from contextlib import suppress
-from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +17,7 @@ from project.model import ResNetClassifier, first_line, read_file
 
 log = logging.getLogger(__name__)
 
-SEAL = b"blake2b:"  # in front of the digest
+SEAL = b"crc32:"  # in front of the checksum
 
 
 class NotSaved(UserError):
@@ -25,7 +25,7 @@ class NotSaved(UserError):
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint in full or not at all, with a digest, and keep the `last.ckpt` before as `previous.ckpt`.
+    """Write a checkpoint in full or not at all, with a checksum, and keep the `last.ckpt` before as `previous.ckpt`.
 
     Lightning writes by way of the temporary folder. Where that is another file system, a kill or a full disk can leave
     half of the new checkpoint and nothing of the old one.
@@ -64,31 +64,31 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
 
 def seal(file: IO[bytes]) -> None:
-    """Give a zip file, which is what torch writes, the digest of its bytes as its comment."""
+    """Give a zip file, which is what torch writes, the checksum of its bytes as its comment."""
     end = file.seek(-2, os.SEEK_END)  # the last two bytes are the length of the comment, so far 0
-    comment = SEAL + digest(file, end)
+    comment = SEAL + checksum(file, end)
     file.seek(end)
     file.write(len(comment).to_bytes(2, "little") + comment)
 
 
-def digest(file: IO[bytes], end: int) -> bytes:
+def checksum(file: IO[bytes], end: int) -> bytes:
     """Of the file's bytes before `end`; torch itself does not check what it reads."""
     file.seek(0)
-    hashed = blake2b(digest_size=16)
+    value = 0
     while chunk := file.read(min(1 << 20, end - file.tell())):
-        hashed.update(chunk)
-    return hashed.hexdigest().encode()
+        value = zlib.crc32(chunk, value)
+    return f"{value:08x}".encode()
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a checkpoint is as it was written: by its digest, or if another program wrote it, by the zip's CRCs."""
+    """Whether a checkpoint is as it was written: by its checksum, or if another program wrote it, by the zip's CRCs."""
     try:
         with zipfile.ZipFile(path) as archive:
             comment = archive.comment
             if not comment:
                 return archive.testzip() is None
         with open(path, "rb") as file:
-            return comment == SEAL + digest(file, os.path.getsize(path) - len(comment) - 2)
+            return comment == SEAL + checksum(file, os.path.getsize(path) - len(comment) - 2)
     except Exception:  # damaged zip files end in many types
         return False
 

@@ -29,7 +29,7 @@ class SaveConfig(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = trainer.log_dir  # asked by every process, because it is broadcast
-        if stage == "fit" and trainer.is_global_zero and folder:
+        if stage == "fit" and trainer.is_global_zero and folder and trainer.loggers:
             path = Path(folder, "config.yaml")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True), encoding="utf-8")

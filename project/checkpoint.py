@@ -31,6 +31,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
     half of the new checkpoint and nothing of the old one.
     """
 
+    def __init__(self) -> None:
+        self.written: set[Path] = set()
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         state = checkpoint.get("state_dict", {})
@@ -45,9 +48,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 seal(file)
                 file.flush()
                 os.fsync(file.fileno())
-            if path.name == "last.ckpt" and path.exists():
+            if path.name == "last.ckpt" and path.exists() and (path in self.written or is_whole(path)):
                 os.replace(path, path.with_name("previous.ckpt"))
             os.replace(draft, path)
+            self.written.add(path)
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

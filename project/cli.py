@@ -180,7 +180,10 @@ def make_trainer(
     callbacks.append(StopAtNonFinite())
     if options["enable_checkpointing"] is not False:
         fixed: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
-        max_seconds = Timer(options["max_time"]).time_remaining()
+        try:
+            max_seconds = Timer(options["max_time"]).time_remaining()
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise UserError(f"--max_time {options['max_time']}: must be DD:HH:MM:SS") from error
         callbacks += [
             ModelCheckpoint(filename="best", monitor="val/top1", mode="max", **fixed),
             LastCheckpoint(save_every_minutes, save_every_steps, max_seconds),
@@ -203,7 +206,7 @@ def build_trainer(**options: Any) -> Trainer:
     """Lightning's Trainer, with its refusals as errors of the user's. Raises `UserError`."""
     try:
         return Trainer(**options)
-    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
         hint = " (--accelerator auto takes the best there is)" if "backend" in str(error) else ""
         raise UserError(f"{' '.join(str(error).split())}{hint}") from error
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
@@ -200,13 +202,13 @@ class ImageData(LightningDataModule):
         sampler = EpochSampler(len(dataset), shuffle=True, weights=weights, **self._position())
         # BatchNorm cannot train on a single image, which is what one sample too many leaves for the last batch.
         loader = self._loader(dataset, sampler, drop_last=self.batch_size > 1 and len(sampler) % self.batch_size == 1)
-        epochs, batches = divmod(self.resumed["batches_done"], max(1, len(loader)))  # all batches done: the next epoch
+        batches = self.resumed["batches_done"]
         if batches and self.resumed["images_a_step"] != self.images_a_step:
             raise UserError(
                 f"the checkpoint is from the middle of an epoch with {self.resumed['images_a_step']} images a step (on "
                 f"all devices together), which goes on with as many, not {self.images_a_step}: --data.batch_size"
             )
-        sampler.resume(self.resumed["epoch"] + epochs, batches * self.batch_size)
+        sampler.resume(self.resumed["epoch"], batches * self.batch_size)
         return loader
 
     @property
@@ -219,6 +221,10 @@ class ImageData(LightningDataModule):
         if self.trainer is None:
             return self.resumed
         epoch, batches_done = self._progress()
+        progress = self.trainer.fit_loop.epoch_progress.current
+        ended = progress.processed > progress.completed  # type: ignore[attr-defined]  # at its last batch, or before
+        if ended or self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            epoch, batches_done = epoch + 1, 0
         return {"epoch": epoch, "batches_done": batches_done, "images_a_step": self.images_a_step}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -266,6 +272,8 @@ class ImageData(LightningDataModule):
     ) -> DataLoader:
         on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
         processes = self.trainer.num_devices if self.trainer is not None else 1
+        if isinstance(getattr(self.trainer and self.trainer.strategy, "cluster_environment", None), SLURMEnvironment):
+            processes = 1  # srun has given each process cores of its own
         workers = default_workers(processes) if self.num_workers is None else self.num_workers
         if isinstance(dataset, FeatureDataset):
             workers = 0  # there is nothing to decode
@@ -278,6 +286,7 @@ class ImageData(LightningDataModule):
             pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
             persistent_workers=workers > 0 and self.persistent_workers is not False,
             drop_last=drop_last,
+            worker_init_fn=leave_signals_to_the_main_process,
         )
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
@@ -448,8 +457,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, num_done = self.resumed or (0, 0)
         start = num_done if epoch == self.epoch else 0
-        indices, seeds = self.share(self.epoch)
-        return zip(indices[start:].tolist(), seeds[start:].tolist(), strict=True)
+        items = torch.stack(self.share(self.epoch), dim=1)[start:]
+        for some in items.split(4096):  # objects for all would take memory that workers hold, too
+            yield from map(tuple, some.tolist())
 
     def share(self, epoch: int) -> tuple[Tensor, Tensor]:
         """All of an epoch for this process: indices and seeds, int64 `(len(self),)` each."""
@@ -508,6 +518,14 @@ def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[in
     """
     image = torch.empty(1, height, width, device="meta")  # get_params asks for nothing but its size
     return RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """For a data worker: Ctrl-C, and what is sent to all of a job, must not kill what the last step still needs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the main process's way to end it
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def default_workers(processes: int = 1) -> int:

@@ -83,6 +83,7 @@ class HeadStart(Callback):
                 len(data.class_names),
                 None if weights is None else weights.to(device),
             )
+            weight, bias = trainer.strategy.broadcast((weight, bias))  # unlike devices round unlike
             head = model.net.fc[1]
             if not frozen:
                 self.scale = min(1.0, (head.weight.norm() / weight.norm()).item())

@@ -109,11 +109,13 @@ def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> 
 
 
 @rank_zero_only
-def report(summary: dict[str, Any], confusion: Tensor, folder: Path, max_classes: int = 50) -> None:
-    """Write `metrics.json` and `confusion_matrix.png` to a folder and print the figures as tables."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    confusion_figure(confusion, list(summary["per_class"])).savefig(folder / "confusion_matrix.png")
+def report(summary: dict[str, Any], confusion: Tensor, folder: Path | None, max_classes: int = 50) -> None:
+    """Write `metrics.json` and `confusion_matrix.png` to a folder, if there is one, and print the figures as tables."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(summary, indent=2, ensure_ascii=False)
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        confusion_figure(confusion, list(summary["per_class"])).savefig(folder / "confusion_matrix.png")
 
     overall = Table(title=f"{summary['split']} split, {summary['num_samples']:,} images")
     row = []

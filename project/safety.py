@@ -26,7 +26,7 @@ from project.samples import first_few
 log = logging.getLogger(__name__)
 
 SAVE, TIME_UP = 1, 2  # what a process may wish for after a step; above them the exit statuses of signals
-ASK_EVERY = 10  # steps: between several processes, to ask takes time
+ASK_EVERY = 10  # points at which a run could stop: between several processes, to ask takes time
 
 
 class Stopped(Exception):
@@ -65,8 +65,12 @@ class LastCheckpoint(ModelCheckpoint):
         self.every_steps = every_steps
         self.deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
         self.saved_at = time.monotonic()
+        self.saved_step = 0
+        self.num_points = 0
         self.status = 0  # that of the signal which came
-        self.resumable_step: int | None = None
+        self.resumable = False
+        self.norm_counts: list[Tensor] = []
+        self.batches_seen = torch.empty(0)
         self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,6 +85,8 @@ class LastCheckpoint(ModelCheckpoint):
                 os.write(2, b"\nStopping after this step or validation; Ctrl-C again: at once\n")  # safe in a handler
 
         self.saved_at = time.monotonic()
+        self.saved_step = trainer.global_step
+        self.norm_counts = [b for name, b in pl_module.named_buffers() if name.endswith("num_batches_tracked")]
         if threading.current_thread() is threading.main_thread():
             self.handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
 
@@ -93,14 +99,21 @@ class LastCheckpoint(ModelCheckpoint):
         self.handlers = {}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.resumable_step = None
+        self.resumable = False
         self._stop_if_told(self._wish(trainer))  # the end of the last epoch has been saved
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.resumable = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.resumable_step = trainer.global_step if resumable_after(trainer, batch_idx) else None
-        if self.resumable_step is None or (trainer.world_size > 1 and batch_idx % ASK_EVERY):
+        self.resumable = resumable_after(trainer, batch_idx)
+        if not self.resumable:
+            return
+        self.batches_seen = self._seen_by_norms()
+        self.num_points += 1  # the same on all processes, as what follows from it must be
+        if trainer.world_size > 1 and self.num_points % ASK_EVERY and not self._step_is_due(trainer):
             return
         if wish := self._wish(trainer):
             self.save(trainer)
@@ -113,21 +126,23 @@ class LastCheckpoint(ModelCheckpoint):
         self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.status:
-            raise Stopped(self.status)
+        if (wish := self._wish(trainer)) > TIME_UP:
+            raise Stopped(wish)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # An error within a step before its optimizer step: the weights are still those after the last one. Several
-        # processes cannot save together when one of them has failed.
-        in_order = self.resumable_step is not None and self.resumable_step == trainer.global_step
+        # The weights are those after the last step, but BatchNorm may have seen a batch since. Several processes cannot
+        # save together when one of them has failed.
         harmless = isinstance(exception, Exception) and not isinstance(exception, Stopped | NotSaved | NotFinite)
-        if in_order and harmless and trainer.world_size == 1:
+        if self.resumable and harmless and trainer.world_size == 1:
             try:
-                self.save(trainer)
+                if torch.equal(self.batches_seen, self._seen_by_norms()):
+                    self.save(trainer)
             except UserError as error:
                 log.error(str(error))
         if isinstance(exception, Stopped) and exception.status:  # the process ends: nothing more to stop
             self.handlers = dict.fromkeys(self.handlers, signal.SIG_IGN)
+            # Lightning kills this process when one that it has started ends in anything but 0, as they all do now
+            getattr(trainer.strategy.launcher, "procs", []).clear()
         self._give_signals_back()
 
     def save(self, trainer: Trainer) -> None:
@@ -136,7 +151,14 @@ class LastCheckpoint(ModelCheckpoint):
         assert self.dirpath is not None
         self._save_checkpoint(trainer, os.path.join(self.dirpath, "last.ckpt"))
         self.saved_at = time.monotonic()
-        self.resumable_step = None  # it is kept already
+        self.saved_step = trainer.global_step
+        self.resumable = False  # it is kept already
+
+    def _seen_by_norms(self) -> Tensor:
+        return torch.stack(self.norm_counts) if self.norm_counts else torch.empty(0)
+
+    def _step_is_due(self, trainer: Trainer) -> bool:
+        return self.every_steps is not None and trainer.global_step - self.saved_step >= self.every_steps
 
     def _wish(self, trainer: Trainer) -> int:
         """What is to be done after this step; of several processes' wishes the strongest."""
@@ -144,10 +166,7 @@ class LastCheckpoint(ModelCheckpoint):
         wish = self.status
         if not wish and now >= self.deadline:
             wish = TIME_UP
-        if not wish and (
-            now - self.saved_at >= self.every_seconds
-            or (self.every_steps is not None and trainer.global_step % self.every_steps == 0)
-        ):
+        if not wish and (now - self.saved_at >= self.every_seconds or self._step_is_due(trainer)):
             wish = SAVE
         if trainer.world_size > 1:
             wishes = torch.tensor(float(wish), device=trainer.strategy.root_device)
@@ -164,6 +183,8 @@ def resumable_after(trainer: Trainer, batch_idx: int) -> bool:
     progress = trainer.fit_loop.epoch_loop.batch_progress
     accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
     interval = trainer.val_check_batch
+    if trainer.check_val_every_n_epoch is None:  # then validation goes by the batches of all epochs
+        batch_idx = trainer.fit_loop.epoch_loop.total_batch_idx
     validation_follows = isinstance(interval, int) and (batch_idx + 1) % interval == 0
     return not (progress.is_last_batch or accumulating or validation_follows)
 
@@ -199,7 +220,7 @@ class StopAtNonFinite(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         files = data.files_of_batch(bad) if isinstance(data, ImageData) else []
         images = ""
-        if files and trainer.log_dir and trainer.world_size == 1:
+        if trainer.world_size == 1 and files and trainer.log_dir:  # log_dir is a question to all processes
             listing = Path(trainer.log_dir, "not_finite.txt")
             listing.write_text("\n".join(files) + "\n", encoding="utf-8", errors="surrogateescape")
             images = f"; its {len(files)} images, listed in {listing}: {first_few(files)}"
@@ -216,7 +237,7 @@ def explained(data: ImageData, accumulate: int) -> Iterator[None]:
     """Turn what the machine does to a run into one line that says what to do. Raises `UserError`."""
     try:
         yield
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
         if text := explanation(error, data, accumulate):
             raise UserError(text) from error
         raise
@@ -226,10 +247,12 @@ def explanation(error: BaseException, data: ImageData, accumulate: int) -> str |
     text = " ".join(str(error).split())
     resume = "what was saved is whole: go on with --ckpt_path last"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
-        half = max(1, data.batch_size // 2)
+        tried = f"out of memory with --data.batch_size {data.batch_size}: try"
+        if data.batch_size == 1:
+            return f"{tried} a smaller --data.image_size"
         return (
-            f"out of memory with --data.batch_size {data.batch_size}: try --data.batch_size {half} "
-            f"--accumulate_grad_batches {2 * accumulate}, which learns the same, or a smaller --data.image_size"
+            f"{tried} --data.batch_size {data.batch_size // 2} --accumulate_grad_batches {2 * accumulate}, "
+            "which learns the same, or a smaller --data.image_size"
         )
     if isinstance(error, RuntimeError) and ("closed by peer" in text or "reset by peer" in text):
         return f"another process of this run has ended, see its own message; {resume}"

@@ -60,6 +60,10 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=int, default=3, help="training runs of each tool")
     parser.add_argument("--val_fraction", type=float, default=0.15, help="where there is no val split")
     parser.add_argument("--test_fraction", type=float, default=0.15, help="where there is no split")
+    tools = ["ours", "plain", *PEERS]
+    parser.add_argument(
+        "--tools", nargs="*", type=str, default=tools, help=f"for the training runs: {', '.join(tools)}"
+    )
     parser.add_argument("--num_files", type=int, default=1_000_000, help="for the memory of the workers")
     parser.add_argument("--only", nargs="*", type=str, default=[], help=f"some of: {', '.join(MEASUREMENTS)}")
     parser.add_argument("--output", type=str, default="benchmark", help="folder for the results")
@@ -83,7 +87,8 @@ def main() -> None:
         log.info(f"{time.strftime('%H:%M:%S')} {name}: {(MEASUREMENTS[name].__doc__ or '').splitlines()[0]}")
         command = [sys.executable, __file__, "--measure", name]
         for option, value in job.items():
-            command += [] if option == "num_workers" else [f"--{option}", str(value)]
+            words = value if isinstance(value, list) else [str(value)]
+            command += [] if option == "num_workers" else [f"--{option}", *words]
         with tempfile.TemporaryDirectory() as cache:  # no measurement profits from what was cached before it
             environment = {**os.environ, "XDG_CACHE_HOME": cache}
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -340,7 +345,8 @@ def measure_train(job: dict[str, Any]) -> dict[str, Any]:
     """Accuracy by time, start-up, speed and memory of whole training runs of all tools, over some seeds."""
     samples = samples_of(job)
     job = {**job, "samples": samples, "class_names": sorted({label for _, label in samples["train"]})}
-    tools = ["ours", "plain", *(peer for peer, package in PEERS.items() if importlib.util.find_spec(package))]
+    absent = {peer for peer, package in PEERS.items() if not importlib.util.find_spec(package)}
+    tools = [tool for tool in dict.fromkeys(["ours", *job["tools"]]) if tool not in absent]
     runs: dict[str, list[Any]] = {tool: [] for tool in tools}
     for seed in range(job["seeds"]):
         for tool in tools:  # in turns

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from project import UserError, check_range, shortest
@@ -36,6 +37,8 @@ SAMPLE = [
     f"--data.root={ROOT / 'project/sample/fashion-mnist'}",
     f"--model.weights={ROOT / 'project/sample/resnet18-tiny-imagenet.safetensors'}",
 ]
+
+FOUND = {"data": "batch_size", "model": "lr"}  # what --find can set
 
 
 def make_parser() -> tuple[Parser, list[str]]:
@@ -95,9 +98,12 @@ def find_resume(config: Namespace) -> str | None:
 def main(argv: list[str] | None = None) -> None:
     parser, config, trainer_options = parse(sys.argv[1:] if argv is None else argv)
     resume = find_resume(config)
+    to_find = parse_names(config.find) if config.find else []
+    if resume and to_find:  # that was done when the run began
+        for group, name in FOUND.items():
+            config[group][name] = load_checkpoint(resume)["config"][group][name]
     config.precision = choose_precision(config.precision, config.accelerator)
     saved = json_config(parser, config)
-    to_find = parse_names(config.find) if config.find else []
     check_range("seed", config.seed, 0, 2**32 - 1)
     seed_everything(config.seed, workers=True, verbose=False)
 
@@ -120,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     log.info(f"Resuming {resume}" if resume else model.describe())
     if to_find and not resume:
         found, picture = find(to_find, options, data, model)
-        for group, name in (("data", "batch_size"), ("model", "lr")):
+        for group, name in FOUND.items():
             saved[group][name] = found.get(name, saved[group][name])
         if picture and (board := tensorboard(trainer)):
             board.add_figure("find/lr", picture)
@@ -151,6 +157,8 @@ def check_resumable(path: str, class_names: list[str], config: Namespace, max_ep
     """
     model, _ = load_model(path)
     check_classes(path, model.class_names, class_names)
+    if config.max_steps not in (None, -1):
+        raise UserError("--max_steps: a run that is resumed counts epochs, give --max_epochs")
     for name in ("arch", "fine_tune", "optimizer"):
         if model.hparams[name] != config.model[name]:
             raise UserError(f"{path} was trained with --model.{name} {model.hparams[name]}, not {config.model[name]}")
@@ -158,7 +166,8 @@ def check_resumable(path: str, class_names: list[str], config: Namespace, max_ep
     if progress is None:
         raise UserError(f"{path} holds no progress to go on from; take what it has learned with --model.weights {path}")
     done = progress["epoch_progress"]["current"]["processed"]
-    evaluated = Path(path).absolute().parents[1].joinpath("metrics.json").exists()  # else that is still to be done
+    figures = Path(path).absolute().parents[1] / "metrics.json"
+    evaluated = figures.exists() and figures.stat().st_mtime >= os.path.getmtime(path)  # else that is still to be done
     if evaluated and max_epochs is not None and 0 <= max_epochs <= done:
         if config.ckpt_path == "auto":
             return False
@@ -177,16 +186,18 @@ def json_config(parser: Parser, config: Namespace) -> dict[str, Any]:
 
 def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, config: dict[str, Any]) -> None:
     """Test the best checkpoint, keep the figures with the run, and say what to do next."""
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.filename == "best"]
+    best = kept[-1].best_model_path if kept else ""
     data.choose_test_split("test")
     if best:  # as a new module, for FSDP keeps the parameters of the one that was trained
         model, _ = load_model(best)
     trainer.test(model, datamodule=data, verbose=False)
     summary = summarize(model.results, model.class_names, data.test_split)
-    if trainer.log_dir is None:  # --logger false, or --fast_dev_run
-        return
-    folder = Path(shortest(trainer.log_dir))
+    log_dir = trainer.log_dir  # None with --fast_dev_run
+    folder = Path(shortest(log_dir)) if log_dir and trainer.loggers else None
     report(summary, model.results["confusion"], folder)
+    if folder is None:
+        return
     if isinstance(trainer.logger, TensorBoardLogger):
         final = {f"final/{name}": value for name, value in summary.items() if isinstance(value, float)}
         trainer.logger.log_hyperparams({name: config[name] for name in ("seed", "data", "model")}, final)

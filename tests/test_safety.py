@@ -13,7 +13,7 @@ import train
 from conftest import FAST, SAMPLE, fill
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from project.checkpoint import find_checkpoint, load_checkpoint
+from project.checkpoint import DurableCheckpointIO, find_checkpoint, load_checkpoint
 from project.model import ResNetClassifier
 
 ROOT = Path(__file__).parents[1]
@@ -182,3 +182,98 @@ def test_sigterm_before_training_ends_with_its_status(tmp_path):
     process.terminate()
     messages = process.stderr.read()
     assert process.wait() == 143 and "Traceback" not in messages
+
+
+def test_saves_by_steps_go_round_those_that_a_validation_follows(flat, tmp_path, monkeypatch):
+    """Of 10 batches an epoch; after the 4th and the 8th comes a validation, and the 5th is the first that is due."""
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--data.batch_size=2"]
+    step = ResNetClassifier.training_step
+
+    def watched(self, batch, batch_idx):
+        if batch_idx == 7:
+            raise SystemExit(9)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ResNetClassifier, "training_step", watched)
+    with pytest.raises(SystemExit):
+        train.main([*options, "--save_every_steps=4", "--val_check_interval=4"])
+    assert load_checkpoint(find_checkpoint("last", tmp_path))["global_step"] == 5
+
+
+def test_an_error_within_a_step_saves_nothing_that_a_step_has_begun_to_change(fails, flat, tmp_path, monkeypatch):
+    def failing(self, batch, batch_idx):
+        self(batch[0])  # BatchNorm has seen the batch
+        raise MemoryError
+
+    train.main([*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"])
+    before = Path(find_checkpoint("last", tmp_path)).read_bytes()
+    monkeypatch.setattr(ResNetClassifier, "training_step", failing)
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=2", "--ckpt_path=last"]
+    fails(train.main, *options)
+    assert Path(find_checkpoint("last", tmp_path)).read_bytes() == before
+
+
+def test_a_run_of_limited_epochs_goes_on_with_the_next_one(flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", "--data.num_workers=1", "--limit_train_batches=2", "--data.batch_size=4"]
+    options += ["--model.schedule=constant", "--model.warmup_ratio=0", "--deterministic=true"]
+    train.main([*options, f"--default_root_dir={tmp_path / 'whole'}", "--max_epochs=2"])
+    train.main([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=1"])
+    train.main([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=2", "--ckpt_path=last"])
+    whole, cut = (load_checkpoint(find_checkpoint("last", tmp_path / run))["state_dict"] for run in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_run_by_steps_is_not_resumed(fails, flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
+    train.main([*options, "--max_steps=2"])
+    assert "--max_steps: a run that is resumed counts epochs" in fails(
+        train.main, *options, "--ckpt_path=last", "--max_steps=4"
+    )
+
+
+def test_a_damaged_last_checkpoint_does_not_take_the_place_of_the_one_before(flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
+    train.main([*options, "--max_epochs=2"])
+    last = Path(find_checkpoint("last", tmp_path))
+    before = last.with_name("previous.ckpt").read_bytes()
+    last.write_bytes(last.read_bytes()[:-100])
+    io = DurableCheckpointIO()
+    io.save_checkpoint(load_checkpoint(str(last.with_name("previous.ckpt"))), last)
+    assert last.with_name("previous.ckpt").read_bytes() == before
+    io.save_checkpoint(load_checkpoint(str(last)), last)
+    assert last.with_name("previous.ckpt").read_bytes() == last.read_bytes()
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    """As far as a test can tell: what is asked of the system, in which order."""
+    asked = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda number: asked.append(os.readlink(f"/proc/self/fd/{number}")) or fsync(number)
+    )
+    monkeypatch.setattr(os, "replace", lambda old, new: asked.append(str(new)) or replace(old, new))
+    DurableCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(3)}}, tmp_path / "best.ckpt")
+    assert asked == [str(tmp_path / "best.ckpt.part"), str(tmp_path / "best.ckpt"), str(tmp_path)]
+
+
+def test_without_a_logger_no_file_but_checkpoints_is_written(flat, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text("seed: 3\n")
+    train.main([*FAST, f"--data.root={flat}", "--config=config.yaml", "--logger=false"])
+    assert Path("config.yaml").read_text() == "seed: 3\n" and "macro_f1" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "config.yaml", "flat"]
+
+
+def test_the_best_checkpoint_is_ours_whatever_others_a_user_adds(flat, tmp_path, capsys):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--callbacks+=ModelCheckpoint"]
+    train.main([*options, "--callbacks.save_weights_only=true", "--callbacks.every_n_epochs=1"])
+    assert "macro_f1" in capsys.readouterr().out
+
+
+def test_found_values_are_those_of_the_run_that_is_resumed(flat, tmp_path, caplog):
+    caplog.set_level("INFO", logger="project")
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--find=batch_size"]
+    train.main(options)
+    found = load_checkpoint(find_checkpoint("last", tmp_path))["config"]["data"]["batch_size"]
+    train.main([*options, "--data.batch_size=3", "--max_epochs=2", "--ckpt_path=auto"])
+    assert load_checkpoint(find_checkpoint("last", tmp_path))["config"]["data"]["batch_size"] == found

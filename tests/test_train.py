@@ -253,17 +253,21 @@ def ensure(folder: Path) -> Path:
     return folder
 
 
-def test_ctrl_c_keeps_the_last_checkpoint_and_exits_130(split, tmp_path):
-    command = [sys.executable, ROOT / "scripts/train.py", *FAST, "--max_epochs=10000"]
-    command += [f"--data.root={split}", f"--default_root_dir={tmp_path}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_keeps_the_last_checkpoint_and_exits_130(split, tmp_path, signum, status):
+    """A terminal sends it to the data workers, too; torchrun and timeout do so with SIGTERM."""
+    command = [sys.executable, ROOT / "scripts/train.py", *FAST, "--max_epochs=10000", "--data.num_workers=1"]
+    command += [f"--data.root={split}", f"--default_root_dir={tmp_path}", "--data.batch_size=2"]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, start_new_session=True, **streams)
     last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
     while not last.exists():
         assert process.poll() is None
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signum)
     _, messages = process.communicate(timeout=60)
-    assert process.returncode == 130 and "--ckpt_path last" in messages and "Traceback" not in messages
+    assert process.returncode == status, messages
+    assert "--ckpt_path last" in messages and "Traceback" not in messages
     assert load_checkpoint(str(last))["global_step"] >= 3  # an epoch
 
 

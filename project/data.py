@@ -1,5 +1,6 @@
 """From samples to batches: transforms, loaders, and the order in which processes and epochs see the images."""
 
+import gc
 import logging
 import os
 import signal
@@ -286,7 +287,7 @@ class ImageData(LightningDataModule):
             pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
             persistent_workers=workers > 0 and self.persistent_workers is not False,
             drop_last=drop_last,
-            worker_init_fn=leave_signals_to_the_main_process,
+            worker_init_fn=set_up_worker,
         )
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
@@ -520,10 +521,11 @@ def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[in
     return RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])
 
 
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """For a data worker: Ctrl-C, and what is sent to all of a job, must not kill what the last step still needs."""
+def set_up_worker(worker: int) -> None:
+    """In a data worker, at its start: leave what it shares with the main process, memory and signals, to that."""
+    gc.freeze()  # the garbage collector writes to what it looks at, and what is written to is copied
+    # Ctrl-C, and what is sent to all of a job, must not end what the last step still needs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the main process's way to end it
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 

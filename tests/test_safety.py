@@ -270,6 +270,7 @@ def test_the_best_checkpoint_is_ours_whatever_others_a_user_adds(flat, tmp_path,
     assert "macro_f1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_found_values_are_those_of_the_run_that_is_resumed(flat, tmp_path, caplog):
     caplog.set_level("INFO", logger="project")
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--find=batch_size"]

@@ -253,7 +253,9 @@ def ensure(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_keeps_the_last_checkpoint_and_exits_130(split, tmp_path, signum, status):
     """A terminal sends it to the data workers, too; torchrun and timeout do so with SIGTERM."""
     command = [sys.executable, ROOT / "scripts/train.py", *FAST, "--max_epochs=10000", "--data.num_workers=1"]

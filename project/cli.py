@@ -75,6 +75,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     received: list[int] = []
 
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        if received:  # while the first one is on its way out
+            os._exit(128 + received[0])
         received.append(signum)
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
@@ -82,15 +84,18 @@ def run(main: Callable[[], None]) -> NoReturn:
         signal.signal(signum, stop)
     try:
         main()
-    except (UserError, MisconfigurationException) as error:
+    except BaseException as error:
+        if received:  # Lightning makes another exit of it, or something trips over what was interrupted
+            sys.exit(128 + received[0])
+        if not isinstance(error, UserError | MisconfigurationException):
+            raise
         text = str(error).strip()
         if "Original Traceback" in text:  # from a loader's worker process; the last line is the error's own
             text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}")
-    except BaseException:
-        if received:  # Lightning makes another exit of it, or trips over what was interrupted
-            sys.exit(128 + received[0])
-        raise
+    finally:
+        for signum in (signal.SIGINT, signal.SIGTERM):  # only the way out is left
+            signal.signal(signum, signal.SIG_IGN)
     sys.exit(0)
 
 

@@ -68,6 +68,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.saved_step = 0
         self.num_points = 0
         self.status = 0  # that of the signal which came
+        self.stopped_early = False
         self.resumable = False
         self.norm_counts: list[Tensor] = []
         self.batches_seen = torch.empty(0)
@@ -84,6 +85,7 @@ class LastCheckpoint(ModelCheckpoint):
             if trainer.is_global_zero and signum == signal.SIGINT:
                 os.write(2, b"\nStopping after this step or validation; Ctrl-C again: at once\n")  # safe in a handler
 
+        trainer.should_stop |= self.stopped_early and bool(trainer.early_stopping_callbacks)
         self.saved_at = time.monotonic()
         self.saved_step = trainer.global_step
         self.norm_counts = [b for name, b in pl_module.named_buffers() if name.endswith("num_batches_tracked")]
@@ -92,6 +94,13 @@ class LastCheckpoint(ModelCheckpoint):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._give_signals_back()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "stopped_early": self.stopped_early}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.stopped_early = state_dict.get("stopped_early", False)
 
     def _give_signals_back(self) -> None:
         for signum, handler in self.handlers.items():
@@ -149,6 +158,7 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert self.dirpath is not None
+        self.stopped_early = trainer.should_stop  # Lightning itself does not keep it
         self._save_checkpoint(trainer, os.path.join(self.dirpath, "last.ckpt"))
         self.saved_at = time.monotonic()
         self.saved_step = trainer.global_step
@@ -233,38 +243,47 @@ class StopAtNonFinite(Callback):
 
 
 @contextmanager
-def explained(data: ImageData, accumulate: int) -> Iterator[None]:
-    """Turn what the machine does to a run into one line that says what to do. Raises `UserError`."""
+def explained(batch_size: int, accumulate: int | None = None, options: str = "--data.") -> Iterator[None]:
+    """Turn what the machine does to a run into one line that says what to do.
+
+    Args:
+        batch_size: Images a step on one device.
+        accumulate: Of how many batches the gradients are added up; None where nothing is trained.
+        options: What the names of the data's options begin with.
+
+    Raises:
+        UserError: The line, in place of the error.
+    """
     try:
         yield
     except (RuntimeError, MemoryError, OSError, EOFError) as error:
-        if text := explanation(error, data, accumulate):
+        if text := explanation(error, batch_size, accumulate, options):
             raise UserError(text) from error
         raise
 
 
-def explanation(error: BaseException, data: ImageData, accumulate: int) -> str | None:
+def explanation(error: BaseException, batch_size: int, accumulate: int | None, options: str) -> str | None:
     text = " ".join(str(error).split())
-    resume = "what was saved is whole: go on with --ckpt_path last"
+    resume = "" if accumulate is None else "; what was saved is whole: go on with --ckpt_path last"
+    fewer = f"use fewer {options}num_workers{resume}"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
-        tried = f"out of memory with --data.batch_size {data.batch_size}: try"
-        if data.batch_size == 1:
-            return f"{tried} a smaller --data.image_size"
+        tried = f"out of memory with {options}batch_size {batch_size}"
+        if accumulate is None:
+            return f"{tried}: try {options}batch_size {batch_size // 2}" if batch_size > 1 else tried
+        if batch_size == 1:
+            return f"{tried}: try a smaller --data.image_size"
         return (
-            f"{tried} --data.batch_size {data.batch_size // 2} --accumulate_grad_batches {2 * accumulate}, "
+            f"{tried}: try {options}batch_size {batch_size // 2} --accumulate_grad_batches {2 * accumulate}, "
             "which learns the same, or a smaller --data.image_size"
         )
     if isinstance(error, RuntimeError) and ("closed by peer" in text or "reset by peer" in text):
-        return f"another process of this run has ended, see its own message; {resume}"
+        return f"another process of this run has ended, see its own message{resume}"
     if "shared memory" in text or "Bus error" in text:
-        return f"out of shared memory (/dev/shm): enlarge it, or use fewer --data.num_workers; {resume}"
+        return f"out of shared memory (/dev/shm): enlarge it, or {fewer}"
     if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
-        return (
-            f"a data worker was killed, most often because memory ran out: use fewer --data.num_workers; {resume} "
-            f"({text})"
-        )
+        return f"a data worker was killed, most often because memory ran out: {fewer} ({text})"
     if isinstance(error, ConnectionResetError | EOFError):
-        return f"a data worker died: use fewer --data.num_workers; {resume}"
+        return f"a data worker died: {fewer}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-        return f"{error.filename or 'the run folder'}: {error.strerror}; {resume}"
+        return f"{error.filename or 'the run folder'}: {error.strerror}{resume}"
     return None

@@ -17,6 +17,7 @@ from project.checkpoint import check_classes, load_model
 from project.cli import Parser, add_device_options, check_writable, inference_trainer, log, run
 from project.data import ImageData
 from project.metrics import report, summarize
+from project.safety import explained
 
 
 def make_parser() -> Parser:
@@ -45,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     data.choose_test_split(args.split)
 
     trainer = inference_trainer(args, args.devices)
-    trainer.test(model, datamodule=data, verbose=False)
+    with explained(data.batch_size):
+        trainer.test(model, datamodule=data, verbose=False)
     report(summarize(model.results, model.class_names, data.test_split), model.results["confusion"], folder)
     log.info(f"Written: {folder / 'metrics.json'}, {folder / 'confusion_matrix.png'}")
 

@@ -7,8 +7,7 @@ python scripts/predict.py --ckpt best.ckpt FOLDER more/*.png --output prediction
 import csv
 import os
 import sys
-from contextlib import ExitStack
-from typing import TextIO
+from typing import Literal, TextIO
 
 import torch
 from torch.utils.data import DataLoader
@@ -18,6 +17,7 @@ from project.checkpoint import load_model
 from project.cli import Parser, add_device_options, inference_trainer, log, run
 from project.data import FileDataset, default_workers
 from project.images import list_images
+from project.safety import explained
 
 
 def make_parser() -> Parser:
@@ -44,32 +44,37 @@ def main(argv: list[str] | None = None) -> None:
     if args.output and os.path.realpath(args.output) in map(os.path.realpath, paths):
         raise UserError(f"--output {args.output} is one of the images")
 
-    with ExitStack() as stack:
-        file = sys.stdout
-        if args.output:  # opened first: better to fail before the work than after it
-            try:
-                file = stack.enter_context(
-                    open(args.output, "w", newline="", encoding="utf-8", errors="surrogateescape")
-                )
-            except OSError as error:
-                raise UserError(f"cannot write {args.output} ({error.strerror})") from error
-        loader = DataLoader(
-            FileDataset(paths, model.hparams["preprocessing"]),
-            batch_size=args.batch_size,
-            num_workers=default_workers() if args.num_workers is None else args.num_workers,
-        )
+    if args.output:
+        open_csv(args.output, "a").close()  # better to fail before the work than after it
+
+    loader = DataLoader(
+        FileDataset(paths, model.hparams["preprocessing"]),
+        batch_size=args.batch_size,
+        num_workers=default_workers() if args.num_workers is None else args.num_workers,
+    )
+    with explained(args.batch_size, options="--"):
         batches = inference_trainer(args).predict(model, loader) or []
-        probabilities = torch.cat([batch[0] for batch in batches])
-        errors = [error for batch in batches for error in batch[1]]
-        values, indices = probabilities.topk(min(args.top_k, len(model.class_names)))
-        names = [[model.class_names[i] for i in row] for row in indices.tolist()]
-        write = write_csv if args.output else write_lines
-        write(file, paths, names, values.tolist(), errors)
+    probabilities = torch.cat([batch[0] for batch in batches])
+    errors = [error for batch in batches for error in batch[1]]
+    values, indices = probabilities.topk(min(args.top_k, len(model.class_names)))
+    names = [[model.class_names[i] for i in row] for row in indices.tolist()]
+    if args.output:
+        with explained(args.batch_size, options="--"), open_csv(args.output, "w") as file:
+            write_csv(file, paths, names, values.tolist(), errors)
+    else:
+        write_lines(sys.stdout, paths, names, values.tolist(), errors)
 
     if num_bad := sum(map(bool, errors)):
         log.warning(f"{num_bad} of {len(paths)} files could not be read")
     if args.output:
         log.info(f"Written: {args.output}")
+
+
+def open_csv(path: str, mode: Literal["a", "w"]) -> TextIO:
+    try:
+        return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror})") from error
 
 
 def write_csv(

@@ -115,8 +115,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer = make_trainer(options, resume, callbacks, config.save_every_minutes, config.save_every_steps)
     data = ImageData(preprocessing=preprocessing_for(config.model.arch, config.model.weights), **config.data)
     log.info(data.describe())
-    if resume and not check_resumable(resume, data.class_names, config, trainer.max_epochs):
-        log.info(f"{resume} has finished its {trainer.max_epochs} epochs")
+    if resume and not check_resumable(resume, data.class_names, config, trainer):
+        log.info(f"{resume} has finished its epochs")
         return
     from_data = {name: getattr(data, name) for name in ("class_names", "preprocessing", "class_weights")}
     own = {"weights": "none", "head_start": False} if resume else {}  # a checkpoint brings its weights
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if resume:  # its backbone may be frozen, and its features be asked for before Lightning loads it
         model.load_state_dict(load_checkpoint(resume)["state_dict"])
-    with explained(data, trainer.accumulate_grad_batches):
+    with explained(data.batch_size, trainer.accumulate_grad_batches):
         try:
             trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
         except Stopped as stopped:
@@ -149,7 +149,7 @@ def root_option(config: Namespace) -> str:
     return f" --default_root_dir {config.default_root_dir}" if config.default_root_dir else ""
 
 
-def check_resumable(path: str, class_names: list[str], config: Namespace, max_epochs: int | None) -> bool:
+def check_resumable(path: str, class_names: list[str], config: Namespace, trainer: Trainer) -> bool:
     """Refuse what would fail late, or end at once without a word.
 
     Returns:
@@ -162,17 +162,23 @@ def check_resumable(path: str, class_names: list[str], config: Namespace, max_ep
     for name in ("arch", "fine_tune", "optimizer"):
         if model.hparams[name] != config.model[name]:
             raise UserError(f"{path} was trained with --model.{name} {model.hparams[name]}, not {config.model[name]}")
-    progress = load_checkpoint(path).get("loops", {}).get("fit_loop")
+    checkpoint = load_checkpoint(path)
+    progress = checkpoint.get("loops", {}).get("fit_loop")
     if progress is None:
         raise UserError(f"{path} holds no progress to go on from; take what it has learned with --model.weights {path}")
     done = progress["epoch_progress"]["current"]["processed"]
     figures = Path(path).absolute().parents[1] / "metrics.json"
     evaluated = figures.exists() and figures.stat().st_mtime >= os.path.getmtime(path)  # else that is still to be done
-    if evaluated and max_epochs is not None and 0 <= max_epochs <= done:
-        if config.ckpt_path == "auto":
-            return False
-        raise UserError(f"{path} has finished {done} of {max_epochs} epochs: ask for more with --max_epochs")
-    return True
+    states = checkpoint.get("callbacks", {}).values()
+    stopped_early = bool(trainer.early_stopping_callbacks) and any(state.get("stopped_early") for state in states)
+    finished = stopped_early or (trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done)
+    if not (evaluated and finished):
+        return True
+    if config.ckpt_path == "auto":
+        return False
+    if stopped_early:
+        raise UserError(f"{path} was stopped early, after {done} epochs; without EarlyStopping it would go on")
+    raise UserError(f"{path} has finished {done} of {trainer.max_epochs} epochs: ask for more with --max_epochs")
 
 
 def json_config(parser: Parser, config: Namespace) -> dict[str, Any]:
@@ -186,6 +192,8 @@ def json_config(parser: Parser, config: Namespace) -> dict[str, Any]:
 
 def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, config: dict[str, Any]) -> None:
     """Test the best checkpoint, keep the figures with the run, and say what to do next."""
+    if trainer.limit_test_batches == 0:
+        return
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.filename == "best"]
     best = kept[-1].best_model_path if kept else ""
     data.choose_test_split("test")

@@ -15,6 +15,8 @@ import pytest
 from conftest import COLOURS, fill, save_image
 from test_train import bad_checkpoints
 
+from project.model import ResNetClassifier
+
 ROOT = Path(__file__).parents[1]
 CPU = ["--accelerator=cpu"]
 
@@ -125,6 +127,18 @@ def test_predict_takes_any_file_name(away, capfd):
     assert paths == {"images/ünï cödé.png".encode(), b"images/not-text-\xff.png", b"images/a,b.png"}
     predict.main([*CPU, "--ckpt=model.ckpt", "images", "--num_workers=0"])
     assert "images/not-text-\ufffd.png: " in capfd.readouterr().out
+
+
+def test_predict_keeps_what_its_output_holds_until_it_has_better(fails, away, monkeypatch):
+    def hungry(self, batch, batch_idx):
+        raise MemoryError
+
+    save_image(away / "image.png")
+    (away / "out.csv").write_text("earlier")
+    monkeypatch.setattr(ResNetClassifier, "predict_step", hungry)
+    line = fails(predict.main, *CPU, "--ckpt=model.ckpt", "image.png", "--output=out.csv", "--batch_size=8")
+    assert "out of memory with --batch_size 8: try --batch_size 4" in line
+    assert (away / "out.csv").read_text() == "earlier"
 
 
 def test_predict_agrees_with_evaluate(trained, tmp_path):

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -504,40 +505,45 @@ def last_is_whole(folder: Path) -> bool:
     return find_checkpoint("last", folder).endswith("last.ckpt")
 
 
-def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(images, farms, tmp_path):
-    mount = tmp_path / "small"
-    mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", mount], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        options = [*TINY, f"--data.root={images}", "--data.num_workers=0", "--save_every_steps=1"]
-        assert farms[0].run(mount, [*options, "--max_epochs=1"]) == 0
-        (mount / "ballast").write_bytes(b"")
-        free = shutil.disk_usage(mount).free
-        (mount / "ballast").write_bytes(bytes(free - 40_000))
-        status = farms[0].run(mount, [*options, "--max_epochs=50"], messages=tmp_path / "messages")
-        messages = (tmp_path / "messages/out.txt").read_text()
-        assert status == 1 and "No space left on device" in messages and "Traceback" not in messages
-        assert last_is_whole(mount) and not list(mount.rglob("*.part"))
-    finally:
-        subprocess.run(["umount", mount], check=True)
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a small file system."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+
+    def mount(size: str) -> Path:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+        ).returncode:
+            pytest.skip("needs the right to mount a file system")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", folder], capture_output=True)
 
 
-def test_a_folder_that_turns_read_only_ends_in_one_line_and_keeps_the_last_checkpoint(images, farms, tmp_path):
-    mount = tmp_path / "small"
-    mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", mount], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        options = [*TINY, f"--data.root={images}", "--data.num_workers=0"]
-        assert farms[0].run(mount, [*options, "--max_epochs=1"]) == 0
-        subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
-        status = farms[0].run(mount, [*options, "--max_epochs=2"], messages=tmp_path / "messages")
-        messages = (tmp_path / "messages/out.txt").read_text()
-        assert status == 1 and "cannot write to" in messages and "Traceback" not in messages
-        assert last_is_whole(mount)
-    finally:
-        subprocess.run(["umount", mount], check=True)
+def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(images, farms, tmp_path, mount):
+    folder = mount("3m")
+    options = [*TINY, f"--data.root={images}", "--data.num_workers=0", "--save_every_steps=1"]
+    assert farms[0].run(folder, [*options, "--max_epochs=1"]) == 0
+    (folder / "ballast").write_bytes(b"")
+    free = shutil.disk_usage(folder).free
+    (folder / "ballast").write_bytes(bytes(free - 40_000))
+    status = farms[0].run(folder, [*options, "--max_epochs=50"], messages=tmp_path / "messages")
+    messages = (tmp_path / "messages/out.txt").read_text()
+    assert status == 1 and "No space left on device" in messages and "Traceback" not in messages
+    assert last_is_whole(folder) and not list(folder.rglob("*.part"))
+
+
+def test_a_folder_that_turns_read_only_ends_in_one_line_and_keeps_the_last_checkpoint(images, farms, tmp_path, mount):
+    folder = mount("30m")
+    options = [*TINY, f"--data.root={images}", "--data.num_workers=0"]
+    assert farms[0].run(folder, [*options, "--max_epochs=1"]) == 0
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    status = farms[0].run(folder, [*options, "--max_epochs=2"], messages=tmp_path / "messages")
+    messages = (tmp_path / "messages/out.txt").read_text()
+    assert status == 1 and "cannot write to" in messages and "Traceback" not in messages
+    assert last_is_whole(folder)
 
 
 def test_a_checkpoint_that_cannot_be_saved_leaves_the_one_before(finished, tmp_path):

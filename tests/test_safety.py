@@ -14,9 +14,28 @@ from conftest import FAST, SAMPLE, fill
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from project.checkpoint import DurableCheckpointIO, find_checkpoint, load_checkpoint
+from project.cli import run
 from project.model import ResNetClassifier
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def train_until(monkeypatch):
+    """Train up to a batch of an epoch, where the run ends like one that is killed: with nothing saved."""
+    step = ResNetClassifier.training_step
+
+    def train_until(options: list[str], epoch: int, batch_idx: int) -> None:
+        def watched(self, batch, i):
+            if (self.current_epoch, i) == (epoch, batch_idx):
+                raise SystemExit(9)
+            return step(self, batch, i)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(ResNetClassifier, "training_step", watched)
+            train.main(options)
+
+    return train_until
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_images(fails, flat, tmp_path, monkeypatch):
@@ -104,20 +123,9 @@ def test_a_file_that_breaks_in_training_stops_or_is_left_out(fails, flat, tmp_pa
     assert load_checkpoint(find_checkpoint("last", tmp_path / "skip"))["global_step"] == 9
 
 
-def test_what_was_logged_after_the_checkpoint_is_not_shown_twice(flat, tmp_path, monkeypatch):
-    step = ResNetClassifier.training_step
-    limit = 5
-
-    def watched(self, batch, batch_idx):
-        if self.trainer.global_step == limit:
-            raise SystemExit(9)  # nothing is saved
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(ResNetClassifier, "training_step", watched)
+def test_what_was_logged_after_the_checkpoint_is_not_shown_twice(flat, tmp_path, train_until):
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=3"]
-    with pytest.raises(SystemExit):
-        train.main(options)
-    limit = None
+    train_until(options, epoch=1, batch_idx=2)
     train.main([*options, "--ckpt_path=last"])
     events = EventAccumulator(str(tmp_path / "lightning_logs/version_0")).Reload()
     assert [event.step for event in events.Scalars("train/loss_step")] == list(range(9))
@@ -131,41 +139,82 @@ def test_auto_starts_resumes_and_then_has_nothing_to_do(flat, tmp_path, caplog):
     train.main([*options, "--max_epochs=2"])
     assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
     assert load_checkpoint(find_checkpoint("last", tmp_path))["global_step"] == 6
-    assert "has finished its 2 epochs" in caplog.text
+    assert "has finished its epochs" in caplog.text
 
 
-def test_another_batch_size_in_the_middle_of_an_epoch_is_refused(fails, flat, tmp_path, monkeypatch):
+def test_a_run_that_stopped_early_stays_stopped(fails, flat, tmp_path, caplog):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=9"]
+    stopping = ["--callbacks+=EarlyStopping", "--callbacks.monitor=val/top1", "--callbacks.patience=1"]
+    stopping += ["--callbacks.min_delta=2"]  # which no epoch brings
+    caplog.set_level("INFO", logger="project")
+    train.main([*options, *stopping])
+    figures = tmp_path / "lightning_logs/version_0/metrics.json"
+    epochs = load_checkpoint(find_checkpoint("last", tmp_path))["epoch"] + 1
+    assert epochs == 2
+    assert "was stopped early, after 2 epochs" in fails(train.main, *options, *stopping, "--ckpt_path=last")
+
+    figures.unlink()  # as if it had been killed before the end
+    train.main([*options, *stopping, "--ckpt_path=auto"])
+    assert figures.exists() and load_checkpoint(find_checkpoint("last", tmp_path))["global_step"] == 6
+    train.main([*options, *stopping, "--ckpt_path=auto"])
+    assert "has finished its epochs" in caplog.text
+    train.main([*options, "--ckpt_path=last", "--max_epochs=3"])
+    assert load_checkpoint(find_checkpoint("last", tmp_path))["global_step"] == 9
+
+
+def test_no_test_is_no_error(flat, tmp_path, capsys):
+    train.main([*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--limit_test_batches=0"])
+    assert "macro_f1" not in capsys.readouterr().out
+
+
+def test_a_signal_that_interrupts_a_save_ends_with_its_status(flat, tmp_path, monkeypatch):
+    """torch's writer makes another error of it."""
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
+    write = torch.save
+
+    def interrupted(checkpoint, file):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        write(checkpoint, file)
+        raise RuntimeError("unexpected pos 23104 vs 23000")
+
+    train.main(options)
+    before = Path(find_checkpoint("last", tmp_path)).read_bytes()
+    monkeypatch.setattr("project.checkpoint.torch.save", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: train.main([*options, "--max_epochs=2", "--ckpt_path=last"]))
+    assert stop.value.code == 130 and Path(find_checkpoint("last", tmp_path)).read_bytes() == before
+
+
+def test_a_second_signal_on_the_way_out_ends_at_once(tmp_path):
+    """While the first one is dealt with, which here takes forever."""
+    program = (
+        "import signal, time; from project.cli import run\n"
+        "def main():\n"
+        "    try: signal.raise_signal(signal.SIGTERM)\n"
+        "    finally: print('waiting', flush=True); time.sleep(600)\n"
+        "run(main)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 143
+
+
+def test_another_batch_size_in_the_middle_of_an_epoch_is_refused(fails, flat, tmp_path, train_until):
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--save_every_steps=1"]
-    step = ResNetClassifier.training_step
-
-    def watched(self, batch, batch_idx):
-        if batch_idx == 1:
-            raise SystemExit(9)
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(ResNetClassifier, "training_step", watched)
-    with pytest.raises(SystemExit):
-        train.main(options)
+    train_until(options, epoch=0, batch_idx=1)
     line = fails(train.main, *options, "--ckpt_path=last", "--data.batch_size=5")
     assert "from the middle of an epoch with 8 images a step" in line and "not 5" in line
 
 
-def test_a_frozen_backbone_is_that_of_the_checkpoint_when_its_run_goes_on(split, tmp_path, monkeypatch):
+def test_a_frozen_backbone_is_that_of_the_checkpoint_when_its_run_goes_on(split, tmp_path, train_until):
     """Its features are asked for before Lightning loads the checkpoint."""
     weights = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
     options = [*FAST, weights, f"--data.root={split}", "--model.fine_tune=head", "--precision=32-true"]
     train.main([*options, f"--default_root_dir={tmp_path / 'whole'}", "--max_epochs=3"])
-    step = ResNetClassifier.training_step
-
-    def watched(self, batch, batch_idx):
-        if self.trainer.global_step == 4:
-            raise SystemExit(9)
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(ResNetClassifier, "training_step", watched)
-    with pytest.raises(SystemExit):
-        train.main([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=3"])
-    monkeypatch.undo()
+    train_until([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=3"], epoch=1, batch_idx=1)
     train.main([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=3", "--ckpt_path=last"])
     whole, cut = (load_checkpoint(find_checkpoint("last", tmp_path / run))["state_dict"] for run in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -184,19 +233,10 @@ def test_sigterm_before_training_ends_with_its_status(tmp_path):
     assert process.wait() == 143 and "Traceback" not in messages
 
 
-def test_saves_by_steps_go_round_those_that_a_validation_follows(flat, tmp_path, monkeypatch):
+def test_saves_by_steps_go_round_those_that_a_validation_follows(flat, tmp_path, train_until):
     """Of 10 batches an epoch; after the 4th and the 8th comes a validation, and the 5th is the first that is due."""
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--data.batch_size=2"]
-    step = ResNetClassifier.training_step
-
-    def watched(self, batch, batch_idx):
-        if batch_idx == 7:
-            raise SystemExit(9)
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(ResNetClassifier, "training_step", watched)
-    with pytest.raises(SystemExit):
-        train.main([*options, "--save_every_steps=4", "--val_check_interval=4"])
+    train_until([*options, "--save_every_steps=4", "--val_check_interval=4"], epoch=0, batch_idx=7)
     assert load_checkpoint(find_checkpoint("last", tmp_path))["global_step"] == 5
 
 

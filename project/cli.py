@@ -1,8 +1,10 @@
 """What the three scripts share: options from signatures, one-line errors, the Trainer as this project sets it up."""
 
+import ctypes
 import difflib
 import logging
 import os
+import platform
 import re
 import signal
 import sys
@@ -74,9 +76,12 @@ def run(main: Callable[[], None]) -> NoReturn:
     set_up_messages()
     received: list[int] = []
 
+    def stop_at_once(signum: int, frame: FrameType | None) -> NoReturn:
+        os._exit(128 + (received[0] if received else signum))
+
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         if received:  # while the first one is on its way out
-            os._exit(128 + received[0])
+            stop_at_once(signum, frame)
         received.append(signum)
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
@@ -95,8 +100,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}")
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM):  # only the way out is left
-            signal.signal(signum, signal.SIG_IGN)
-    sys.exit(0)
+            signal.signal(signum, stop_at_once)
+    sys.exit(128 + received[0] if received else 0)  # Python drops what is raised in some places
 
 
 def set_up_messages() -> None:
@@ -210,10 +215,29 @@ def run_of(checkpoint: str) -> Path | None:
 def build_trainer(**options: Any) -> Trainer:
     """Lightning's Trainer, with its refusals as errors of the user's. Raises `UserError`."""
     try:
-        return Trainer(**options)
+        trainer = Trainer(**options)
     except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
         hint = " (--accelerator auto takes the best there is)" if "backend" in str(error) else ""
         raise UserError(f"{' '.join(str(error).split())}{hint}") from error
+    # Ours are in `run` and `LastCheckpoint`. Lightning's ask the other processes from within a signal, where they may
+    # wait for each other, and under SLURM save in the middle of a step.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
+
+
+def keep_freed_memory() -> None:
+    """Keep what a step has freed for the next one, in place of asking the system for it anew.
+
+    glibc maps each large tensor and gives it back as soon as it is freed; the page faults are a tenth of a training
+    step on a CPU (`scripts/benchmark.py --only step`). That is why PyTorch's performance tuning guide recommends other
+    allocators.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX of malloc.h: map nothing for itself
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give back only what is over 2 GB
 
 
 def add_device_options(parser: Parser) -> None:

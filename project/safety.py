@@ -95,12 +95,11 @@ class LastCheckpoint(ModelCheckpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._give_signals_back()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "stopped_early": self.stopped_early}
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["stopped_early"] = trainer.should_stop  # Lightning itself does not keep it
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.stopped_early = state_dict.get("stopped_early", False)
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.stopped_early = checkpoint.get("stopped_early", False)
 
     def _give_signals_back(self) -> None:
         for signum, handler in self.handlers.items():
@@ -148,6 +147,8 @@ class LastCheckpoint(ModelCheckpoint):
                     self.save(trainer)
             except UserError as error:
                 log.error(str(error))
+        if isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)  # the processes that this one has started
         if isinstance(exception, Stopped) and exception.status:  # the process ends: nothing more to stop
             self.handlers = dict.fromkeys(self.handlers, signal.SIG_IGN)
             # Lightning kills this process when one that it has started ends in anything but 0, as they all do now
@@ -158,7 +159,6 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert self.dirpath is not None
-        self.stopped_early = trainer.should_stop  # Lightning itself does not keep it
         self._save_checkpoint(trainer, os.path.join(self.dirpath, "last.ckpt"))
         self.saved_at = time.monotonic()
         self.saved_step = trainer.global_step
@@ -285,5 +285,5 @@ def explanation(error: BaseException, batch_size: int, accumulate: int | None, o
     if isinstance(error, ConnectionResetError | EOFError):
         return f"a data worker died: {fewer}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-        return f"{error.filename or 'the run folder'}: {error.strerror}{resume}"
+        return f"{error.filename or 'the results'}: {error.strerror}{resume}"
     return None

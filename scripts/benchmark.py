@@ -18,8 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, cast
@@ -39,7 +41,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from project.cli import Parser, choose_precision, log, make_trainer, run
+from project.cli import Parser, choose_precision, keep_freed_memory, log, make_trainer, run
 from project.data import ImageData, default_workers
 from project.model import Arch, ResNetClassifier, preprocessing_for
 
@@ -140,13 +142,19 @@ def measure_step(job: dict[str, Any]) -> dict[str, Any]:
         ]
         rates: dict[str, list[float]] = {"ours": [], "bare": [], "plain": []}
         for _ in range(3):
-            rates["ours"].append(batch_size / step_of_ours(arch, batches, steps))
-            rates["bare"].append(batch_size / step_of_bare_loop(arch, batches, steps, device))
-            rates["plain"].append(batch_size / step_of_plain_script(arch, batches, steps, device))
+            rates["ours"].append(batch_size / alone(step_of_ours, arch, batches, steps))
+            rates["bare"].append(batch_size / alone(step_of_bare_loop, arch, batches, steps, device))
+            rates["plain"].append(batch_size / alone(step_of_plain_script, arch, batches, steps, device))
         results[arch] = {name: median(values) for name, values in rates.items()}
         for other in ("bare", "plain"):  # of each round, as neighbours in time share the machine's mood
             results[arch][f"ours / {other}"] = median(a / b for a, b in zip(rates["ours"], rates[other], strict=True))
     return results
+
+
+def alone(measure: Callable[..., float], *args: Any) -> float:
+    """Call a function in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, *args).result()
 
 
 class StepClock(Callback):
@@ -196,6 +204,7 @@ def step_of_bare_loop(arch: Arch, batches: list[Any], steps: int, device: torch.
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
     bf16 = choose_precision("auto", "auto") == "bf16-mixed"
+    keep_freed_memory()
     times = []
     for step in range(steps):
         images, labels = (tensor.to(device) for tensor in batches[step % len(batches)])
@@ -376,18 +385,19 @@ def measure_curves(job: dict[str, Any]) -> dict[str, Any]:
     samples = samples_of(job)
     job = {**job, "class_names": sorted({label for _, label in samples["train"]}), "epochs": 2, "seed": 0}
     curves: dict[str, Any] = {"data": {}, "image_size": {}}
+    num_images = len(samples["train"])
+    some = [samples["train"][i * num_images // 128] for i in range(128)]  # evenly over the classes, as below
     for tool in ("ours", "plain"):
         for curve in curves.values():
             curve[tool] = {}
         for k in (1, 2, 4, 8):
-            part = samples["train"][8 // k - 1 :: 8 // k]  # evenly over the classes
+            part = samples["train"][8 // k - 1 :: 8 // k]
             part_job = {**job, "samples": {**samples, "train": part}, "options": ["--model.head_start=false"]}
             rate = run_tool(tool, part_job)["images_per_second"]
             curves["data"][tool][len(part)] = len(part) / rate
             size = 64 * k
-            part = samples["train"][3::4][:128]
-            part_job = {**part_job, "samples": {**samples, "train": part}, "image_size": size}
-            curves["image_size"][tool][size] = len(part) / run_tool(tool, part_job)["images_per_second"]
+            part_job = {**part_job, "samples": {**samples, "train": some}, "image_size": size}
+            curves["image_size"][tool][size] = len(some) / run_tool(tool, part_job)["images_per_second"]
     return curves
 
 

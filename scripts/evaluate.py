@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer = inference_trainer(args, args.devices)
     with explained(data.batch_size):
         trainer.test(model, datamodule=data, verbose=False)
-    report(summarize(model.results, model.class_names, data.test_split), model.results["confusion"], folder)
+        report(summarize(model.results, model.class_names, data.test_split), model.results["confusion"], folder)
     log.info(f"Written: {folder / 'metrics.json'}, {folder / 'confusion_matrix.png'}")
 
 

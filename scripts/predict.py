@@ -59,8 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     values, indices = probabilities.topk(min(args.top_k, len(model.class_names)))
     names = [[model.class_names[i] for i in row] for row in indices.tolist()]
     if args.output:
-        with explained(args.batch_size, options="--"), open_csv(args.output, "w") as file:
-            write_csv(file, paths, names, values.tolist(), errors)
+        target = os.path.realpath(args.output)
+        draft = f"{target}.part" if os.path.isfile(target) else target  # which may be a pipe
+        with explained(args.batch_size, options="--"):
+            with open_csv(draft, "w") as file:
+                write_csv(file, paths, names, values.tolist(), errors)
+            os.replace(draft, target)
     else:
         write_lines(sys.stdout, paths, names, values.tolist(), errors)
 

@@ -90,6 +90,8 @@ def parse(argv: list[str]) -> tuple[Parser, Namespace, list[str]]:
 def find_resume(config: Namespace) -> str | None:
     """The checkpoint to go on from, if that is asked for. Raises `UserError`."""
     root = config.default_root_dir or "."
+    if config.ckpt_path in ("auto", "best", "last") and config.logger not in (None, True):
+        raise UserError(f"--ckpt_path {config.ckpt_path}: where checkpoints are with another --logger: give their path")
     if config.ckpt_path == "auto":
         return find_checkpoint("last", root) if has_checkpoint("last", root) else None
     return config.ckpt_path and find_checkpoint(config.ckpt_path, root)
@@ -169,15 +171,16 @@ def check_resumable(path: str, class_names: list[str], config: Namespace, traine
     done = progress["epoch_progress"]["current"]["processed"]
     figures = Path(path).absolute().parents[1] / "metrics.json"
     evaluated = figures.exists() and figures.stat().st_mtime >= os.path.getmtime(path)  # else that is still to be done
-    states = checkpoint.get("callbacks", {}).values()
-    stopped_early = bool(trainer.early_stopping_callbacks) and any(state.get("stopped_early") for state in states)
+    evaluated = evaluated or trainer.limit_test_batches == 0
+    stopped_early = bool(trainer.early_stopping_callbacks) and checkpoint.get("stopped_early", False)
+    stopped_early = stopped_early and done >= (trainer.min_epochs or 0)
     finished = stopped_early or (trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done)
     if not (evaluated and finished):
         return True
     if config.ckpt_path == "auto":
         return False
     if stopped_early:
-        raise UserError(f"{path} was stopped early, after {done} epochs; without EarlyStopping it would go on")
+        raise UserError(f"{path} was stopped early, after {done} epochs; to go on all the same: --callbacks null")
     raise UserError(f"{path} has finished {done} of {trainer.max_epochs} epochs: ask for more with --max_epochs")
 
 
@@ -192,21 +195,22 @@ def json_config(parser: Parser, config: Namespace) -> dict[str, Any]:
 
 def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, config: dict[str, Any]) -> None:
     """Test the best checkpoint, keep the figures with the run, and say what to do next."""
-    if trainer.limit_test_batches == 0:
-        return
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.filename == "best"]
     best = kept[-1].best_model_path if kept else ""
     data.choose_test_split("test")
     if best:  # as a new module, for FSDP keeps the parameters of the one that was trained
         model, _ = load_model(best)
+    model.results = {}
     trainer.test(model, datamodule=data, verbose=False)
-    summary = summarize(model.results, model.class_names, data.test_split)
     log_dir = trainer.log_dir  # None with --fast_dev_run
     folder = Path(shortest(log_dir)) if log_dir and trainer.loggers else None
-    report(summary, model.results["confusion"], folder)
+    summary: dict[str, Any] = {}
+    if model.results:  # not with --limit_test_batches 0
+        summary = summarize(model.results, model.class_names, data.test_split)
+        report(summary, model.results["confusion"], folder)
     if folder is None:
         return
-    if isinstance(trainer.logger, TensorBoardLogger):
+    if summary and isinstance(trainer.logger, TensorBoardLogger):
         final = {f"final/{name}": value for name, value in summary.items() if isinstance(value, float)}
         trainer.logger.log_hyperparams({name: config[name] for name in ("seed", "data", "model")}, final)
         trainer.logger.save()

@@ -141,6 +141,12 @@ def test_predict_keeps_what_its_output_holds_until_it_has_better(fails, away, mo
     assert (away / "out.csv").read_text() == "earlier"
 
 
+def test_a_full_disk_is_one_line(fails, away):
+    save_image(away / "image.png")
+    line = fails(predict.main, *CPU, "--ckpt=model.ckpt", "image.png", "--output=/dev/full")
+    assert "the results: No space left on device" in line
+
+
 def test_predict_agrees_with_evaluate(trained, tmp_path):
     data = trained.parents[1] / "data/test"
     predict.main([*CPU, f"--ckpt={trained / 'checkpoints/best.ckpt'}", str(data), f"--output={tmp_path / 'o.csv'}"])

@@ -158,12 +158,20 @@ def test_a_run_that_stopped_early_stays_stopped(fails, flat, tmp_path, caplog):
     assert figures.exists() and load_checkpoint(find_checkpoint("last", tmp_path))["global_step"] == 6
     train.main([*options, *stopping, "--ckpt_path=auto"])
     assert "has finished its epochs" in caplog.text
-    train.main([*options, "--ckpt_path=last", "--max_epochs=3"])
+    train.main([f"--default_root_dir={tmp_path}", "--ckpt_path=last", "--max_epochs=3", "--callbacks=null"])
     assert load_checkpoint(find_checkpoint("last", tmp_path))["global_step"] == 9
 
 
+def test_names_of_checkpoints_are_refused_with_another_logger(fails, flat, tmp_path):
+    """Which keeps them elsewhere, so that a run would start anew again and again."""
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--logger=false"]
+    assert "give their path" in fails(train.main, *options, "--ckpt_path=auto")
+
+
 def test_no_test_is_no_error(flat, tmp_path, capsys):
-    train.main([*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--limit_test_batches=0"])
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--limit_test_batches=0"]
+    train.main(options)
+    train.main([*options, "--enable_checkpointing=false", "--logger=false"])
     assert "macro_f1" not in capsys.readouterr().out
 
 

@@ -1,49 +1,49 @@
-"""What a run leaves behind: its configuration, and pictures and speed in TensorBoard."""
+"""What a run keeps and shows while it trains: its configuration, its speed, its progress."""
 
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
-from torch import Tensor
-from torch.utils.tensorboard.writer import SummaryWriter
 
-from project.metrics import confusion_figure
-from project.model import ResNetClassifier
+from project.files import write_text
 
 
-class SaveConfig(Callback):
-    """Put the resolved configuration beside the run, as `config.yaml`, and into every checkpoint, as `config`.
+class RunFolder(Callback):
+    """Put the resolved configuration into the run's folder, as `config.yaml`, and into every checkpoint, as `config`.
 
     Args:
+        folder: The run's folder, whatever the logger; None where nothing is to be kept.
         config: JSON types only, so that checkpoints stay loadable with `weights_only=True`.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path | None, config: dict[str, Any]) -> None:
+        self.folder = folder
         self.config = config
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = trainer.log_dir  # asked by every process, because it is broadcast
-        if stage == "fit" and trainer.is_global_zero and folder and trainer.loggers:
-            path = Path(folder, "config.yaml")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if stage == "fit" and trainer.is_global_zero and self.folder is not None:
+            text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+            write_text(self.folder / "config.yaml", text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
 
 
-class Monitor(Callback):
-    """Images a second; a confusion matrix after each validation; a grid of training images as the network sees them."""
+def run_folder(trainer: Trainer) -> Path | None:
+    """The folder of the run, on the process that writes; None if there is none."""
+    folders = [c.folder for c in trainer.callbacks if isinstance(c, RunFolder)]  # type: ignore[attr-defined]
+    return folders[0] if folders and trainer.is_global_zero else None
+
+
+class Throughput(Callback):
+    """Log `train/images_per_second`: training samples of all devices together, validation left out."""
 
     def __init__(self) -> None:
         self.started: float | None = None
-        self.num_images = 0
+        self.num_samples = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = None  # so that the time of the validation is not counted
@@ -51,24 +51,12 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, ResNetClassifier)
-        images, labels = batch
         if self.started is None:  # the clock starts after an epoch's first batch, which waits for the workers
-            board = tensorboard(trainer)
-            if board and trainer.current_epoch == 0 and batch_idx == 0 and images.ndim == 4:
-                board.add_figure("train/images", image_grid(images, labels, pl_module.class_names), trainer.global_step)
-            self.started, self.num_images = time.perf_counter(), 0
+            self.started, self.num_samples = time.perf_counter(), 0
             return
-        self.num_images += len(images)
-        if trainer._logger_connector.should_update_logs:
-            speed = self.num_images * trainer.world_size / (time.perf_counter() - self.started)
-            pl_module.log("train/images_per_second", speed, rank_zero_only=True)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ResNetClassifier)
-        if not trainer.sanity_checking and (board := tensorboard(trainer)):
-            picture = confusion_figure(pl_module.results["confusion"], pl_module.class_names)
-            board.add_figure("val/confusion_matrix", picture, trainer.global_step)
+        self.num_samples += len(batch[0])
+        speed = self.num_samples * trainer.world_size / (time.perf_counter() - self.started)
+        pl_module.log("train/images_per_second", speed, rank_zero_only=True)
 
 
 class ProgressBar(RichProgressBar):
@@ -79,38 +67,14 @@ class ProgressBar(RichProgressBar):
         self.shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        # To read a value is to wait for the device: in training only where the logger waits for it anyway
-        if not trainer.training or trainer._logger_connector.should_update_logs:
+        """The metrics to show; in training they are read only in steps in which the logger reads them anyway."""
+        if not trainer.training or is_logging_step(trainer):
             metrics = super().get_metrics(trainer, pl_module)
             self.shown = {name: value for name, value in metrics.items() if name != "v_num"}
         return self.shown
 
 
-def tensorboard(trainer: Trainer) -> SummaryWriter | None:
-    """TensorBoard's writer, on the process that writes, if TensorBoard is the logger."""
-    if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-        return trainer.logger.experiment
-    return None
-
-
-def image_grid(images: Tensor, labels: Tensor, class_names: list[str], limit: int = 16) -> Figure:
-    """Training images, augmented as the network gets them, under the names of their classes.
-
-    Args:
-        images: uint8 or float `(B, 3, H, W)`, 0 to 255.
-        labels: int64 `(B,)`, or float `(B, num_classes)` where images are mixed: then the strongest class is named.
-        class_names: Names in the order of the labels.
-        limit: At most this many images are shown.
-    """
-    images = images[:limit].detach().to("cpu", torch.uint8).permute(0, 2, 3, 1)
-    mixed = labels.ndim == 2
-    labels = (labels.argmax(dim=1) if mixed else labels).cpu()
-    columns = min(8, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if i < len(images):
-            axes.imshow(images[i].numpy())
-            axes.set_title(class_names[labels[i]] + (" (mixed)" if mixed else ""), fontsize=9)
-    return figure
+def is_logging_step(trainer: Trainer) -> bool:
+    """Whether metrics are logged after this optimizer step, which synchronizes with the device."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and trainer.global_step % every == 0

@@ -1,4 +1,4 @@
-"""From files to upright RGB images: which files count as images, and how one is decoded.
+"""From files to upright RGB images and tensors: which files count as images, and how one is decoded.
 
 Pillow is the only decoder: `torchvision.io.decode_image` can crash the process on a damaged PNG, and reads fewer
 formats.
@@ -8,15 +8,15 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
+from torchvision.transforms import InterpolationMode, v2
 
 from project import UserError
 
@@ -32,6 +32,16 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse at 
 
 class BadImage(UserError):
     """A file that cannot be used as an image; the text is `path: reason`."""
+
+
+class Preprocessing(TypedDict):
+    """How an image is brought to what a network was trained on."""
+
+    resize_size: int  # pixels of the shorter side, before the crop
+    crop_size: int  # pixels of each side of the central crop: what the network sees
+    interpolation: str  # one of torchvision's InterpolationMode
+    mean: list[float]  # of red, green and blue from 0 to 1
+    std: list[float]
 
 
 def load_image(path: str | Path, size: int | None = None) -> Image.Image:
@@ -100,10 +110,26 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels exceeds limit of {MAX_PIXELS} pixels")
             yield image
-    except (
-        Exception
-    ) as error:  # Pillow's readers raise many types on damaged files: OSError, SyntaxError, struct.error, …
+    # Pillow's readers raise many types on damaged files: OSError, SyntaxError, struct.error, …
+    except Exception as error:
         raise BadImage(f"{path}: {_reason(path, error)}") from error
+
+
+def eval_transform(preprocessing: Preprocessing) -> v2.Transform:
+    """From a Pillow image to uint8 `(3, crop_size, crop_size)`, as the pretrained weights want it for evaluation."""
+    interpolation = InterpolationMode(preprocessing["interpolation"])
+    return v2.Compose(
+        [
+            v2.Resize(preprocessing["resize_size"], interpolation=interpolation, antialias=True),
+            v2.CenterCrop(preprocessing["crop_size"]),
+            v2.PILToTensor(),
+        ]
+    )
+
+
+def eval_reader(preprocessing: Preprocessing) -> v2.Transform:
+    """From a path to uint8 `(3, crop_size, crop_size)`; a JPEG is decoded no larger than that takes."""
+    return v2.Compose([partial(load_image, size=preprocessing["resize_size"]), eval_transform(preprocessing)])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -157,31 +183,3 @@ def list_images(folder: str | Path) -> tuple[list[str], Counter[str]]:
             else:
                 others[os.path.splitext(name)[1].lower() or name] += 1
     return images, others
-
-
-def find_bad_images(paths: Iterable[str]) -> dict[str, str]:
-    """Decode every file once, in threads (Pillow releases the GIL), with a progress bar.
-
-    Returns:
-        The reason for each file that cannot be decoded, by path.
-    """
-
-    def check(path: str) -> str | None:
-        try:
-            load_image(path, size=1)  # the smallest scale: all bytes are read, few pixels are made
-        except BadImage as error:
-            return str(error).removeprefix(f"{path}: ")
-        return None
-
-    paths = list(paths)
-    console = Console(stderr=True)
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
-        reasons = track(
-            pool.map(check, paths),
-            "Checking images",
-            total=len(paths),
-            transient=True,
-            console=console,
-            disable=not console.is_terminal,
-        )
-        return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}

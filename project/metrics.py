@@ -1,12 +1,11 @@
-"""How good is it: the metrics, their summary as a dictionary, a table and a picture."""
+"""How good a classifier is: the metrics, and their summary as a dictionary, a table and a picture."""
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -18,13 +17,18 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from project.data import IGNORE
+from project import IGNORE
+from project.files import whole, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class CrossEntropy(Metric):
-    """Mean cross-entropy, in nats, over all images that have a label.
+    """Mean cross-entropy, in nats, over all samples that have a label.
 
-    torchmetrics' own MeanMetric either looks at every value for NaN, and drops it, or drops the weights.
+    torchmetrics' own MeanMetric either reads every value to drop NaN, which synchronizes with the device, or drops the
+    weights.
     """
 
     total: Tensor
@@ -36,20 +40,23 @@ class CrossEntropy(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits float32 `(B, num_classes)`, labels int64 `(B,)`, of which `IGNORE` is left out."""
         self.total += nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
         self.count += (labels != IGNORE).sum()
 
     def compute(self) -> Tensor:
+        """The mean, a scalar; NaN if there was nothing."""
         return self.total / self.count
 
 
 class EvalMetrics(nn.Module):
-    """All metrics of one evaluation. Every image counts once, whatever the number of processes and batches.
+    """All metrics of one evaluation. Every sample counts once, whatever the number of processes and batches.
 
     To add a metric, add a line here: a scalar is logged and written to `metrics.json` under its name.
 
     - `loss`: mean cross-entropy, in nats
-    - `top1`, `top5`: share of images whose class is the first, or among the first five; `top5` only for over 5 classes
+    - `top1`, `top5`: share of samples whose class is ranked first, or among the first five; `top5` only for more than 5
+      classes
     - `macro_f1`: F1 score of each class, averaged over the classes
     - `ece`: expected calibration error in 15 bins (Guo et al. 2017, arXiv 1706.04599)
     - `confusion`: int64 `(num_classes, num_classes)`, true class by predicted class
@@ -57,7 +64,7 @@ class EvalMetrics(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        # validate_args would look at the values, and so wait for the device, in every step
+        # validate_args would read the values, which synchronizes with the device, in every step
         options: dict[str, Any] = {"num_classes": num_classes, "ignore_index": IGNORE, "validate_args": False}
         metrics: dict[str, Metric] = {
             "loss": CrossEntropy(),
@@ -80,12 +87,13 @@ class EvalMetrics(nn.Module):
         return {name: metric.compute() for name, metric in self.by_name.items()}
 
     def reset(self) -> None:
+        """Forget all batches."""
         for metric in self.by_name.values():
             metric.reset()
 
 
 def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> dict[str, Any]:
-    """What `metrics.json` holds: JSON types only, classes by name.
+    """What `metrics.json` holds: JSON types only, per-class metrics by class name.
 
     Args:
         values: What `EvalMetrics.compute` returned.
@@ -109,14 +117,28 @@ def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> 
 
 
 @rank_zero_only
-def report(summary: dict[str, Any], confusion: Tensor, folder: Path | None, max_classes: int = 50) -> None:
-    """Write `metrics.json` and `confusion_matrix.png` to a folder, if there is one, and print the figures as tables."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(summary, indent=2, ensure_ascii=False)
-        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-        confusion_figure(confusion, list(summary["per_class"])).savefig(folder / "confusion_matrix.png")
+def report(summary: dict[str, Any], confusion: Tensor, folder: Path | None) -> None:
+    """Write `metrics.json` and `confusion_matrix.png` to a folder, if there is one, and print the metrics as tables.
 
+    Args:
+        summary: What `summarize` returned.
+        confusion: Counts `(num_classes, num_classes)`, true class by predicted class.
+        folder: Is made where it does not exist.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    if folder is not None:
+        write_text(folder / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        with whole(folder / "confusion_matrix.png") as file:
+            confusion_figure(confusion, list(summary["per_class"])).savefig(file, format="png")
+    console = Console()
+    for table in tables(summary):
+        console.print(table)
+
+
+def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:
+    """The overall metrics, and those of the classes; of more than `max_classes` the ones with the lowest recall."""
     overall = Table(title=f"{summary['split']} split, {summary['num_samples']:,} images")
     row = []
     for name, value in summary.items():
@@ -125,25 +147,23 @@ def report(summary: dict[str, Any], confusion: Tensor, folder: Path | None, max_
             row.append(f"{value:.4f}")
     overall.add_row(*row)
     classes = Table("class", *("precision", "recall", "support"))
-    # Among many classes the weakest are the ones to look at.
     ranked = sorted(summary["per_class"].items(), key=lambda item: item[1]["recall"])
-    shown = ranked[:max_classes] if len(ranked) > max_classes else summary["per_class"].items()
-    for name, figures in shown:
-        classes.add_row(name, f"{figures['precision']:.3f}", f"{figures['recall']:.3f}", f"{figures['support']:,}")
+    for name, values in ranked[:max_classes] if len(ranked) > max_classes else summary["per_class"].items():
+        classes.add_row(name, f"{values['precision']:.3f}", f"{values['recall']:.3f}", f"{values['support']:,}")
     if len(ranked) > max_classes:
         classes.caption = f"the {max_classes} of {len(ranked)} classes with the lowest recall; all are in metrics.json"
-    console = Console()
-    console.print(overall)
-    console.print(classes)
+    return [overall, classes]
 
 
-def confusion_figure(confusion: Tensor, class_names: list[str]) -> Figure:
+def confusion_figure(confusion: Tensor, class_names: list[str]) -> "Figure":
     """A confusion matrix as a picture: colour is the share of the true class, numbers are images.
 
     Args:
         confusion: Counts `(num_classes, num_classes)`, true class by predicted class.
         class_names: Names in that order.
     """
+    from matplotlib.figure import Figure  # takes a third of a second, which predictions need not wait for
+
     counts = confusion.cpu()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     num_classes = len(class_names)

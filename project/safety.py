@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,15 +17,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from project import UserError
+from project import UserError, first_few
+from project.callbacks import is_logging_step, run_folder
 from project.checkpoint import NotSaved
-from project.data import ImageData
-from project.samples import first_few
+from project.files import write_text
+from project.lightning_internals import batches_between_validations, batches_done_in_all, forget_children
 
 log = logging.getLogger(__name__)
 
-SAVE, TIME_UP = 1, 2  # what a process may wish for after a step; above them the exit statuses of signals
-ASK_EVERY = 10  # points at which a run could stop: between several processes, to ask takes time
+SAVE, TIME_UP = 1, 2  # requests after a step, weakest first; larger ones are exit statuses (128 + signal)
+AGREE_EVERY = 10  # resumable steps: several processes agree on stopping in an all-reduce, which takes time
 
 
 class Stopped(Exception):
@@ -45,10 +45,10 @@ class LastCheckpoint(ModelCheckpoint):
     """`last.ckpt`: a run that is resumed from it ends with the weights of one that was never stopped.
 
     It is saved after each epoch, every so often within one, when the process is told to stop, and when an error ends
-    it. But only where training can be taken up exactly: after an optimizer step, and not between an epoch's last step
-    (or any other that a validation follows) and its end, for Lightning would skip that validation.
+    it. Within an epoch it is saved only where training can be taken up exactly: after an optimizer step, unless a
+    validation follows, which Lightning would skip in the resumed run.
 
-    On SIGTERM, Ctrl-C and at the end of its time, training goes on to the next such point, saves, and raises `Stopped`;
+    On SIGTERM, Ctrl-C and at the end of its time, training goes on to the next such step, saves, and raises `Stopped`;
     a second Ctrl-C ends it at once.
 
     Args:
@@ -66,8 +66,8 @@ class LastCheckpoint(ModelCheckpoint):
         self.deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
         self.saved_at = time.monotonic()
         self.saved_step = 0
-        self.num_points = 0
-        self.status = 0  # that of the signal which came
+        self.num_resumable = 0
+        self.status = 0  # exit status of the signal received; 0 for none
         self.stopped_early = False
         self.resumable = False
         self.norm_counts: list[Tensor] = []
@@ -108,7 +108,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.resumable = False
-        self._stop_if_told(self._wish(trainer))  # the end of the last epoch has been saved
+        self._stop_if_asked(self._pending_request(trainer))  # the end of the last epoch has been saved
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self.resumable = False
@@ -120,12 +120,12 @@ class LastCheckpoint(ModelCheckpoint):
         if not self.resumable:
             return
         self.batches_seen = self._seen_by_norms()
-        self.num_points += 1  # the same on all processes, as what follows from it must be
-        if trainer.world_size > 1 and self.num_points % ASK_EVERY and not self._step_is_due(trainer):
+        self.num_resumable += 1  # equal on all processes, as everything that decides on an all-reduce must be
+        if trainer.world_size > 1 and self.num_resumable % AGREE_EVERY and not self._step_is_due(trainer):
             return
-        if wish := self._wish(trainer):
+        if request := self._pending_request(trainer):
             self.save(trainer)
-        self._stop_if_told(wish)
+        self._stop_if_asked(request)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Not here: the epoch may not be over."""
@@ -134,12 +134,12 @@ class LastCheckpoint(ModelCheckpoint):
         self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (wish := self._wish(trainer)) > TIME_UP:
-            raise Stopped(wish)
+        if (request := self._pending_request(trainer)) > TIME_UP:
+            raise Stopped(request)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # The weights are those after the last step, but BatchNorm may have seen a batch since. Several processes cannot
-        # save together when one of them has failed.
+        # The weights are those after the last step, but BatchNorm may have seen a batch since. And several processes
+        # cannot save together when one of them has failed.
         harmless = isinstance(exception, Exception) and not isinstance(exception, Stopped | NotSaved | NotFinite)
         if self.resumable and harmless and trainer.world_size == 1:
             try:
@@ -151,15 +151,15 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.strategy.launcher.kill(signal.SIGTERM)  # the processes that this one has started
         if isinstance(exception, Stopped) and exception.status:  # the process ends: nothing more to stop
             self.handlers = dict.fromkeys(self.handlers, signal.SIG_IGN)
-            # Lightning kills this process when one that it has started ends in anything but 0, as they all do now
-            getattr(trainer.strategy.launcher, "procs", []).clear()
+            forget_children(trainer)  # they all end in this status now
         self._give_signals_back()
 
     def save(self, trainer: Trainer) -> None:
+        """Write `last.ckpt`. Raises `NotSaved`."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert self.dirpath is not None
-        self._save_checkpoint(trainer, os.path.join(self.dirpath, "last.ckpt"))
+        trainer.save_checkpoint(os.path.join(self.dirpath, "last.ckpt"))
         self.saved_at = time.monotonic()
         self.saved_step = trainer.global_step
         self.resumable = False  # it is kept already
@@ -170,39 +170,42 @@ class LastCheckpoint(ModelCheckpoint):
     def _step_is_due(self, trainer: Trainer) -> bool:
         return self.every_steps is not None and trainer.global_step - self.saved_step >= self.every_steps
 
-    def _wish(self, trainer: Trainer) -> int:
-        """What is to be done after this step; of several processes' wishes the strongest."""
+    def _pending_request(self, trainer: Trainer) -> int:
+        """What is to be done after this step; the strongest request of all processes."""
         now = time.monotonic()
-        wish = self.status
-        if not wish and now >= self.deadline:
-            wish = TIME_UP
-        if not wish and (now - self.saved_at >= self.every_seconds or self._step_is_due(trainer)):
-            wish = SAVE
+        request = self.status
+        if not request and now >= self.deadline:
+            request = TIME_UP
+        if not request and (now - self.saved_at >= self.every_seconds or self._step_is_due(trainer)):
+            request = SAVE
         if trainer.world_size > 1:
-            wishes = torch.tensor(float(wish), device=trainer.strategy.root_device)
-            wish = int(trainer.strategy.reduce(wishes, reduce_op="max"))  # type: ignore[call-overload]
-        return wish
+            requests = torch.tensor(float(request), device=trainer.strategy.root_device)
+            request = int(trainer.strategy.reduce(requests, reduce_op="max"))  # type: ignore[call-overload]
+        return request
 
-    def _stop_if_told(self, wish: int) -> None:
-        if wish >= TIME_UP:
-            raise Stopped(0 if wish == TIME_UP else wish)
+    def _stop_if_asked(self, request: int) -> None:
+        if request >= TIME_UP:
+            raise Stopped(0 if request == TIME_UP else request)
 
 
 def resumable_after(trainer: Trainer, batch_idx: int) -> bool:
     """Whether training can be taken up exactly after this batch: see `LastCheckpoint`."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
     accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
-    interval = trainer.val_check_batch
-    if trainer.check_val_every_n_epoch is None:  # then validation goes by the batches of all epochs
-        batch_idx = trainer.fit_loop.epoch_loop.total_batch_idx
+    interval = batches_between_validations(trainer)
+    if trainer.check_val_every_n_epoch is None:  # then the interval runs over the batches of all epochs
+        batch_idx = batches_done_in_all(trainer)
     validation_follows = isinstance(interval, int) and (batch_idx + 1) % interval == 0
-    return not (progress.is_last_batch or accumulating or validation_follows)
+    return not (trainer.is_last_batch or accumulating or validation_follows)
 
 
 class StopAtNonFinite(Callback):
-    """End training at a loss that is infinite or NaN, which nothing can mend, and say where it came from.
+    """End training at a loss that is infinite or NaN, from which nothing recovers, and say where it came from.
 
-    On a CPU it is seen in its step; elsewhere, where to look means to wait for the device, when figures are logged.
+    On a CPU it is noticed in its step; elsewhere, where reading it synchronizes with the device, when metrics are
+    logged.
+
+    Raises:
+        NotFinite: The loss is not finite; the text names the step and, where the data can tell, its files.
     """
 
     def __init__(self) -> None:
@@ -216,8 +219,7 @@ class StopAtNonFinite(Callback):
     ) -> None:
         self.losses.append(outputs["loss"].detach())
         on_cpu = pl_module.device.type == "cpu"
-        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if not (on_cpu or last or trainer._logger_connector.should_update_logs):
+        if not (on_cpu or trainer.is_last_batch or is_logging_step(trainer)):
             return
         finite = torch.stack(self.losses).isfinite()
         self.losses = []
@@ -226,29 +228,33 @@ class StopAtNonFinite(Callback):
         bad = batch_idx - len(finite) + 1 + int((~finite).nonzero()[0])
         step = trainer.global_step - (batch_idx - bad) // trainer.accumulate_grad_batches
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        where = f"step {step} (epoch {trainer.current_epoch}, batch {bad}, learning rate {rate:.2g})"
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        files = data.files_of_batch(bad) if isinstance(data, ImageData) else []
-        images = ""
-        if trainer.world_size == 1 and files and trainer.log_dir:  # log_dir is a question to all processes
-            listing = Path(trainer.log_dir, "not_finite.txt")
-            listing.write_text("\n".join(files) + "\n", encoding="utf-8", errors="surrogateescape")
-            images = f"; its {len(files)} images, listed in {listing}: {first_few(files)}"
-        elif files:
-            images = f"; its {len(files)} images: {first_few(files)}"
         raise NotFinite(
-            f"the loss is not finite any more at {where}: try a lower --model.lr, --gradient_clip_val 1 or "
-            f"--precision 32-true. The last good checkpoint is kept{images}"
+            f"the loss is not finite any more at step {step} (epoch {trainer.current_epoch}, batch {bad}, "
+            f"learning rate {rate:.2g}): try a lower --model.lr, --gradient_clip_val 1 or --precision 32-true. "
+            f"The last good checkpoint is kept{files_of_batch(trainer, bad)}"
         )
 
 
+def files_of_batch(trainer: Trainer, batch_idx: int) -> str:
+    """The files of a training batch in words, if the data module knows them; all are listed in the run folder."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    files = data.files_of_batch(batch_idx) if hasattr(data, "files_of_batch") else []
+    if not files:
+        return ""
+    listed = ""
+    if trainer.world_size == 1 and (folder := run_folder(trainer)):
+        write_text(folder / "not_finite.txt", "\n".join(files) + "\n")
+        listed = f", listed in {folder / 'not_finite.txt'}"
+    return f"; its {len(files)} images{listed}: {first_few(files)}"
+
+
 @contextmanager
-def explained(batch_size: int, accumulate: int | None = None, options: str = "--data.") -> Iterator[None]:
-    """Turn what the machine does to a run into one line that says what to do.
+def user_errors(batch_size: int, accumulate: int | None = None, options: str = "--data.") -> Iterator[None]:
+    """Turn what the machine does to a run (memory, disk, killed processes) into one line that says what to do.
 
     Args:
-        batch_size: Images a step on one device.
-        accumulate: Of how many batches the gradients are added up; None where nothing is trained.
+        batch_size: Samples a step on one device.
+        accumulate: Over how many batches the gradients are added up; None where nothing is trained.
         options: What the names of the data's options begin with.
 
     Raises:
@@ -263,6 +269,7 @@ def explained(batch_size: int, accumulate: int | None = None, options: str = "--
 
 
 def explanation(error: BaseException, batch_size: int, accumulate: int | None, options: str) -> str | None:
+    """The line for an error, see `user_errors`; None for one that only a traceback explains."""
     text = " ".join(str(error).split())
     resume = "" if accumulate is None else "; what was saved is whole: go on with --ckpt_path last"
     fewer = f"use fewer {options}num_workers{resume}"

@@ -1,25 +1,19 @@
-"""Which images, of which class, in which split: folders and manifests are listed, checked and split."""
+"""Which images, of which class, in which split: folders and manifests are listed and split."""
 
 import csv
 import logging
 import os
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-
-from project import UserError
-from project.cache import load_checked, save_checked, stamps
-from project.images import EXTENSIONS, BadImage, find_bad_images, is_junk, list_images
+from project import UserError, first_few, natural_sort, quoted
+from project.images import EXTENSIONS, is_junk, list_images
 
 log = logging.getLogger(__name__)
 
 Samples = list[tuple[str, str]]  # (path, class name)
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-MAX_UNASKED_CHECKS = 100_000  # files: at a thousand a second, under two minutes
 LAYOUTS = (
     "it should hold train/<class>/*.jpg, perhaps with val and test beside train, or <class>/*.jpg, "
     "or be a CSV file with the columns path,label and perhaps split"
@@ -60,7 +54,11 @@ def find_samples(root: str) -> dict[str, Samples]:
 
 
 def read_class_folders(folder: str) -> Samples:
-    """`folder/<class>/**/*`, hidden and junk folders left out; what is passed over is said."""
+    """List `folder/<class>/**/*` without hidden and junk folders, and say what is passed over.
+
+    Raises:
+        UserError: No images there.
+    """
     samples: Samples = []
     others: Counter[str] = Counter()
     empty = []
@@ -81,7 +79,14 @@ def read_class_folders(folder: str) -> Samples:
 
 
 def read_manifest(path: str) -> dict[str, Samples]:
-    """A CSV file with the columns `path` (relative to the file), `label` and perhaps `split`."""
+    """List a CSV file with the columns `path` (relative to the file), `label` and perhaps `split`.
+
+    Returns:
+        Samples by split, or all under `all` where there is no such column.
+
+    Raises:
+        UserError: It cannot be read, or a row cannot be used; the text names the line.
+    """
     base = os.path.dirname(os.path.abspath(path))
     found: dict[str, Samples] = defaultdict(list)
     missing = []
@@ -120,42 +125,27 @@ def read_manifest(path: str) -> dict[str, Samples]:
     return dict(found)
 
 
-def without_bad_images(samples: dict[str, Samples], policy: str, check: bool | None) -> dict[str, Samples]:
-    """Decode all files that have not been decoded before, and leave out the bad ones, or stop with the list of them."""
-    if check is False:
-        return samples
-    paths = [path for split in samples.values() for path, _ in split]
-    marks = stamps(paths)
-    new = ~np.isin(marks, load_checked())
-    if check is None and new.sum() > MAX_UNASKED_CHECKS:
-        log.warning(f"{new.sum():,} new files are too many to be checked without being asked (--data.check true)")
-        return samples
-    bad = find_bad_images([path for path, unchecked in zip(paths, new, strict=True) if unchecked])
-    if new.any():
-        save_checked(marks[new & np.array([path not in bad for path in paths])])
-    if not bad:
-        return samples
-    listing = first_few([f"{path}: {reason}" for path, reason in bad.items()])
-    if policy == "error":
-        raise BadImage(
-            f"{len(bad)} of {sum(map(len, samples.values()))} images cannot be used "
-            f"(mend or remove them, or leave them out with --data.bad_images skip): {listing}"
-        )
-    log.warning(f"{len(bad)} images cannot be used and are left out: {listing}")
-    return {split: [s for s in listed if s[0] not in bad] for split, listed in samples.items()}
-
-
 def complete_splits(
     samples: dict[str, Samples], val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Samples]:
-    """Draw the splits that are missing, class by class, and drop those that are empty."""
+    """Draw the splits that are missing, class by class, and drop those that are empty.
+
+    Args:
+        samples: Samples by split, as `find_samples` gives them.
+        val_fraction: Share of each class for validation, from 0 to 1.
+        test_fraction: Share of each class for testing, from 0 to 1; used only where nothing is split.
+        seed: Of the draw.
+
+    Raises:
+        UserError: There are too few images for a validation split.
+    """
     if "all" in samples:
-        rest, test = draw(samples["all"], test_fraction, seed)
-        train, val = draw(rest, val_fraction / (1 - test_fraction), seed)
+        rest, test = stratified_split(samples["all"], test_fraction, seed)
+        train, val = stratified_split(rest, val_fraction / (1 - test_fraction), seed)
         samples = {"train": train, "val": val, "test": test}
         log.info(f"No splits given: drew {val_fraction:.0%} for val and {test_fraction:.0%} for test")
     elif "train" in samples and not samples.get("val"):
-        train, val = draw(samples["train"], val_fraction, seed)
+        train, val = stratified_split(samples["train"], val_fraction, seed)
         samples = {**samples, "train": train, "val": val}
         log.info(f"No val split given: drew {val_fraction:.0%} of train for it")
     if "train" in samples and not samples["val"]:
@@ -165,11 +155,16 @@ def complete_splits(
     return {split: samples[split] for split in ("train", "val", "test") if samples.get(split)}
 
 
-def draw(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
+def stratified_split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
     """Split off a share of every class, at least one image where a class has two or more.
 
-    Files are taken in the order of a hash of seed, class and file name, so that a file which is added, or a folder
-    which is moved, leaves the place of nearly all others as it was.
+    Files are drawn in the order of a hash of seed, class and file name. So a file that is added, or a folder that is
+    moved, changes the split of hardly any other file.
+
+    Args:
+        samples: What to split.
+        fraction: Share of each class to draw, from 0 to 1.
+        seed: Of the draw.
 
     Returns:
         The rest, and what was drawn.
@@ -188,7 +183,11 @@ def draw(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples
 
 
 def class_list(samples: dict[str, Samples]) -> list[str]:
-    """The classes of the training split, in natural order; every other split must be content with them."""
+    """The classes of the training split, in natural order. They serve every split.
+
+    Raises:
+        UserError: There are fewer than two, or another split has a class that train lacks.
+    """
     train = {label for _, label in samples.get("train", [])}
     if not train:
         raise UserError(f"no training images; {LAYOUTS}")
@@ -213,21 +212,3 @@ def has_images(folder: str) -> bool:
     """Whether images lie in the folder itself, not only deeper."""
     with os.scandir(folder) as entries:
         return any(entry.name.lower().endswith(EXTENSIONS) and not is_junk(entry.name) for entry in entries)
-
-
-def natural_sort(names: Iterable[str]) -> list[str]:
-    """Sort with numbers by value: `2` before `10`."""
-
-    def key(name: str) -> tuple[list[int | str], str]:
-        return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))], name
-
-    return sorted(names, key=key)
-
-
-def quoted(names: Iterable[str]) -> str:
-    return first_few([repr(name) for name in natural_sort(names)])
-
-
-def first_few(items: list[str], limit: int = 10) -> str:
-    more = f", … and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: top-1, top-5, macro-F1, calibration error, and precision and recall of every class.
 
-    python scripts/evaluate.py --ckpt lightning_logs/version_0/checkpoints/best.ckpt
+    python scripts/evaluate.py --ckpt best                                    # of the newest run
     python scripts/evaluate.py --ckpt best.ckpt --data.root DIR --split all
 
 The data is what the checkpoint was trained on, split as it was then, or with --data.root any other of its classes.
@@ -13,16 +13,23 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 
 from project import UserError
-from project.checkpoint import check_classes, load_model
-from project.cli import Parser, add_device_options, check_writable, inference_trainer, log, run
-from project.data import ImageData
+from project.checkpoint import check_classes, load_model, open_checkpoint
+from project.classification.data import ImageData
+from project.classification.model import ResNetClassifier
+from project.cli import Parser, log, run
+from project.files import check_writable
+from project.images import Preprocessing
 from project.metrics import report, summarize
-from project.safety import explained
+from project.safety import user_errors
+from project.trainer import add_device_options, inference_trainer
 
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ckpt", required=True, type=str, help="a checkpoint that scripts/train.py wrote")
+    parser.add_argument(
+        "--ckpt", required=True, type=str, help="a checkpoint of scripts/train.py; or `best`, `last` of the newest run"
+    )
+    parser.add_argument("--default_root_dir", type=str, default=".", help="where to look for the newest run")
     parser.add_argument(
         "--split", default="test", type=Literal["train", "val", "test", "all"], help="`all`: every image there is"
     )
@@ -38,26 +45,29 @@ def make_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    model, config = load_model(args.ckpt)
-    folder = Path(args.output or Path(args.ckpt).parent)
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
+    model = load_model(checkpoint, ResNetClassifier)
+    folder = Path(args.output or Path(checkpoint.path).parent)
     check_writable(folder, "--output")
-    data = load_data(args, model.hparams["preprocessing"], config)
-    check_classes(args.ckpt, model.class_names, data.class_names)
+    trainer = inference_trainer(args, args.devices)
+    data = load_data(args, model.hparams["preprocessing"], checkpoint.content["config"])
+    check_classes(checkpoint, data.class_names)
     data.choose_test_split(args.split)
 
-    trainer = inference_trainer(args, args.devices)
-    with explained(data.batch_size):
+    with user_errors(data.batch_size):
         trainer.test(model, datamodule=data, verbose=False)
-        report(summarize(model.results, model.class_names, data.test_split), model.results["confusion"], folder)
+        summary = summarize(model.eval_results, model.class_names, data.test_split)
+        report(summary, model.eval_results["confusion"], folder)
     log.info(f"Written: {folder / 'metrics.json'}, {folder / 'confusion_matrix.png'}")
 
 
-def load_data(args: Namespace, preprocessing: dict[str, Any], config: dict[str, Any]) -> ImageData:
-    """The data as in training, split included, but for the options given here."""
+def load_data(args: Namespace, preprocessing: Preprocessing, config: dict[str, Any]) -> ImageData:
+    """The data as in training, split included, but for the options given here. Raises `UserError`."""
     given = {name: value for name, value in vars(args.data).items() if value is not None}
-    options = {**config["data"], "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
+    kept = {name: value for name, value in config["data"].items() if name not in ImageData.REMOVED}
+    options = {**kept, "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
     try:
-        data = ImageData(preprocessing=preprocessing, **options)
+        data = ImageData(preprocessing, **options)
     except TypeError as error:
         raise UserError(f"checkpoint {args.ckpt} was written by another version of this project ({error})") from error
     log.info(data.describe())

@@ -1,6 +1,6 @@
 """Name the classes of images: one line each, or a CSV file.
 
-python scripts/predict.py --ckpt lightning_logs/version_0/checkpoints/best.ckpt photo.jpg
+python scripts/predict.py --ckpt best photo.jpg                                 # of the newest run
 python scripts/predict.py --ckpt best.ckpt FOLDER more/*.png --output predictions.csv --top_k 5
 """
 
@@ -12,17 +12,25 @@ from typing import Literal, TextIO
 import torch
 from torch.utils.data import DataLoader
 
-from project import UserError, check_range
-from project.checkpoint import load_model
-from project.cli import Parser, add_device_options, inference_trainer, log, run
-from project.data import FileDataset, default_workers
+from project import INFINITY, UserError, check_ranges
+from project.checkpoint import load_model, open_checkpoint
+from project.classification.datasets import FileDataset
+from project.classification.model import ResNetClassifier
+from project.cli import Parser, log, run
 from project.images import list_images
-from project.safety import explained
+from project.loading import default_workers
+from project.safety import user_errors
+from project.trainer import add_device_options, inference_trainer
+
+RANGES = {"top_k": (1, INFINITY), "batch_size": (1, INFINITY), "num_workers": (0, INFINITY)}
 
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ckpt", required=True, type=str, help="a checkpoint that scripts/train.py wrote")
+    parser.add_argument(
+        "--ckpt", required=True, type=str, help="a checkpoint of scripts/train.py; or `best`, `last` of the newest run"
+    )
+    parser.add_argument("--default_root_dir", type=str, default=".", help="where to look for the newest run")
     parser.add_argument("images", nargs="+", type=str, metavar="IMAGE_OR_DIR", help="image files, and folders of them")
     parser.add_argument("--output", type=str | None, help="CSV file to write (default: print)")
     parser.add_argument("--top_k", type=int, default=3, help="how many classes to name, the most probable first")
@@ -34,10 +42,8 @@ def make_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    check_range("top_k", args.top_k, 1)
-    check_range("batch_size", args.batch_size, 1)
-    check_range("num_workers", args.num_workers or 0, 0)
-    model, _ = load_model(args.ckpt)
+    check_ranges("", RANGES, args)
+    model = load_model(open_checkpoint(args.ckpt, args.default_root_dir), ResNetClassifier)
     paths = [path for given in args.images for path in (list_images(given)[0] if os.path.isdir(given) else [given])]
     if not paths:
         raise UserError(f"no images under {', '.join(args.images)}")
@@ -52,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         batch_size=args.batch_size,
         num_workers=default_workers() if args.num_workers is None else args.num_workers,
     )
-    with explained(args.batch_size, options="--"):
+    with user_errors(args.batch_size, options="--"):
         batches = inference_trainer(args).predict(model, loader) or []
     probabilities = torch.cat([batch[0] for batch in batches])
     errors = [error for batch in batches for error in batch[1]]
@@ -61,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.output:
         target = os.path.realpath(args.output)
         draft = f"{target}.part" if os.path.isfile(target) else target  # which may be a pipe
-        with explained(args.batch_size, options="--"):
+        with user_errors(args.batch_size, options="--"):
             with open_csv(draft, "w") as file:
                 write_csv(file, paths, names, values.tolist(), errors)
             os.replace(draft, target)

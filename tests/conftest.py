@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from project.data import ImageData
 
 from project.cli import run
-from project.data import ImageData
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about behaviour, and compare runs: one device, everywhere
 torch.set_num_threads(2)

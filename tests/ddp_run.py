@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import torch
 import train
 from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
+from project.model import ResNetClassifier
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from project.cli import run
-from project.model import ResNetClassifier
 
 torch.set_num_threads(1)
 step = ResNetClassifier.training_step

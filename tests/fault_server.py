@@ -32,6 +32,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from PIL import Image
+from project.model import ResNetClassifier
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -42,7 +43,6 @@ import project.metrics
 import project.safety
 from project import cli, data
 from project.checkpoint import DurableCheckpointIO
-from project.model import ResNetClassifier
 
 
 def tiny_network(arch: str, weights: Any = None) -> nn.Module:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import PREPROCESSING, fill, make_data, save_image
 from PIL import Image
+from project.data import IGNORE, EpochSampler, eval_transform
 from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
 from project import UserError
-from project.data import IGNORE, EpochSampler, eval_transform
 
 
 def test_a_file_that_breaks_after_the_check_is_named(flat):

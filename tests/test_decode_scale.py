@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-
 from project.data import random_crop
+
 from project.images import BadImage, load_crop
 
 

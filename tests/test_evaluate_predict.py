@@ -13,9 +13,8 @@ import evaluate
 import predict
 import pytest
 from conftest import COLOURS, fill, save_image
-from test_train import bad_checkpoints
-
 from project.model import ResNetClassifier
+from test_train import bad_checkpoints
 
 ROOT = Path(__file__).parents[1]
 CPU = ["--accelerator=cpu"]

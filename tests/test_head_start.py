@@ -11,12 +11,12 @@ import torch
 import train
 import yaml
 from conftest import FAST, SAMPLE, fill, make_data, save_image
+from project.head_start import fit_head
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from project import cache, head_start
 from project.checkpoint import load_checkpoint, load_model
-from project.head_start import fit_head
 
 WEIGHTS = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
 

@@ -10,9 +10,9 @@ import torch
 import torchvision
 from conftest import SAMPLE
 from lightning.pytorch import Trainer
+from project.model import Arch, ResNetClassifier, named_weights, part_of, preprocessing_for
 
 from project import UserError
-from project.model import Arch, ResNetClassifier, named_weights, part_of, preprocessing_for
 
 PREPROCESSING = preprocessing_for("resnet18", "none")
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 import train
 from conftest import FAST, SAMPLE, fill
+from project.model import ResNetClassifier
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from project.checkpoint import DurableCheckpointIO, find_checkpoint, load_checkpoint
 from project.cli import run
-from project.model import ResNetClassifier
 
 ROOT = Path(__file__).parents[1]
 

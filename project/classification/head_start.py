@@ -2,7 +2,7 @@
 
 A new head is random, and the gradients that it sends into the backbone at first undo what pretraining has learned.
 So the head is fitted first, on features, which takes seconds; fine-tuning starts from there ("linear probing, then
-fine-tuning", Kumar et al. 2022, arXiv 2202.10054). Where the backbone stays frozen, all epochs read the features.
+fine-tuning", LP-FT, Kumar et al. 2022, arXiv 2202.10054). Where the backbone stays frozen, all epochs read features.
 """
 
 import json
@@ -19,114 +19,149 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from project.cache import load_features, save_features, stamps
-from project.data import ImageData
-from project.model import ResNetClassifier
+from project.cache import fingerprints, load_features, save_features
+from project.classification.data import ImageData
+from project.classification.model import ResNetClassifier
 from project.samples import Samples
 
 log = logging.getLogger(__name__)
 
 MAX_IMAGES = 50_000  # a linear head gains nothing from more, and they still fit into memory
-NORM_IMAGES = 256  # every image gives many values to each channel's statistics: these are exact to some per cent
+NORM_IMAGES = 256  # every image gives many values to each channel's statistics: these are exact to a few per cent
 L2_STRENGTHS = [10 ** (-k / 2) for k in range(13)]  # 1 to 1e-6, the strongest first
 
 
 class HeadStart(Callback):
-    """Before training: fit the head, log its validation figures as step 0, and keep it as the first checkpoint.
+    """Before training: fit the head, log its validation metrics as step 0, and keep it as the first checkpoint.
 
     The work is done in `setup`, where the model is still a plain module whatever the strategy, and where callbacks that
     copy it (weight averaging) have not done so yet.
     """
 
     def __init__(self) -> None:
-        self.val_figures: dict[str, Tensor] = {}
+        self.val_features: Tensor | None = None  # (M, F), of the backbone that the head was fitted on
+        self.val_metrics: dict[str, Tensor] = {}
         self.scale = 1.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
+        """Fit the head, and where the backbone is frozen, let all epochs read its features."""
         model, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(model, ResNetClassifier) and isinstance(data, ImageData)
-        frozen = model.hparams["fine_tune"] == "head" and data.cache_features
-        if not frozen and not model.head_start:
+        frozen = model.frozen and data.cache_features
+        if stage != "fit" or not (frozen or model.head_start):
             return
         limits = (trainer.limit_train_batches, trainer.limit_val_batches)
         if any(isinstance(limit, int) or limit < 1 for limit in limits):  # 1 is one batch, 1.0 are all
             log.info("Head start and feature cache are left out, since the batches are limited")
             return
-
-        train, val = data.samples["train"], data.samples["val"]
+        train = data.samples["train"]
         if not frozen and len(train) > MAX_IMAGES:
             train = random.Random(0).sample(train, MAX_IMAGES)
         model.to(trainer.strategy.root_device)
         if not frozen and trainer.max_epochs != 0:
-            some = random.Random(0).sample(train, min(len(train), NORM_IMAGES))
-            whole_batches = len(some) // data.batch_size * data.batch_size  # each batch counts alike in the average
-            adapt_norms(trainer, model, data, some[: whole_batches or len(some)])
-        features = cached_features(trainer, model, data, train + val)
-        of_train, of_val = features[: len(train)], features[len(train) :]
+            adapt_norms(trainer, model, data, norm_samples(train, data.batch_size))
+        features = cached_features(trainer, model, data, train + data.samples["val"])
+        of_train, self.val_features = features[: len(train)], features[len(train) :]
         if frozen:
-            data.features = {"train": of_train, "val": of_val}
+            data.use_features({"train": of_train, "val": self.val_features})
             log.info("Frozen backbone: all epochs read its features, of images that are not augmented")
         if model.head_start:
-            labels, val_labels = data.labels(train), data.labels(val)
-            weights = None
-            if data.balance != "none":
-                counts = labels.bincount(minlength=len(data.class_names)).clamp(min=1)
-                weights = len(labels) / (len(counts) * counts)
-            device = trainer.strategy.root_device
-            weight, bias, l2 = fit_head(
-                of_train[:MAX_IMAGES].to(device),
-                labels[:MAX_IMAGES].to(device),
-                of_val.to(device),
-                val_labels.to(device),
-                len(data.class_names),
-                None if weights is None else weights.to(device),
-            )
-            weight, bias = trainer.strategy.broadcast((weight, bias))  # unlike devices round unlike
-            head = model.net.fc[1]
-            if not frozen:
-                self.scale = min(1.0, (head.weight.norm() / weight.norm()).item())
-            with torch.no_grad():
-                head.weight.copy_(weight)
-                head.bias.copy_(bias)
-            self.val_figures = evaluate_head(trainer, model, of_val, val_labels)
-            log.info(f"Head start: val top1 {self.val_figures['val/top1']:.4f} before training (L2 {l2:.0e})")
+            labels, val_labels = data.labels(train), data.labels(data.samples["val"])
+            norm = model.head.weight.norm()
+            l2 = set_head(trainer, model, data, (of_train, labels), (self.val_features, val_labels))
+            self.scale = 1.0 if frozen else min(1.0, (norm / model.head.weight.norm()).item())
+            self.val_metrics = evaluate_head(trainer, model, self.val_features, val_labels)
+            log.info(f"Head start: val top1 {self.val_metrics['val/top1']:.4f} before training (L2 {l2:.0e})")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.val_figures:
+        """Log and save the head; training has not begun."""
+        if not self.val_metrics:
             return
         for logger in trainer.loggers:
-            logger.log_metrics({name: value.item() for name, value in self.val_figures.items()}, step=0)
-        self._save(trainer, monitored=True)
-        self.soften(pl_module)
-        if trainer.max_epochs == 0:  # else there will be one soon
-            self._save(trainer, monitored=False)
+            logger.log_metrics({name: value.item() for name, value in self.val_metrics.items()}, step=0)
+        for callback in trainer.checkpoint_callbacks:
+            # Without epochs the checkpoints that take no notice of metrics would never be written.
+            if isinstance(callback, ModelCheckpoint) and (callback.monitor or trainer.max_epochs == 0):
+                save_first(trainer, callback, self.val_metrics)
+        self.rescale_head(pl_module)
 
-    def soften(self, model: LightningModule) -> None:
+    def rescale_head(self, model: LightningModule) -> None:
         """Bring the fitted head down to the norm of a new one, which leaves its predictions the same.
 
-        A head that is sure of itself passes small errors down, and the backbone learns little (README: measured).
+        A head that is sure of itself sends small gradients, and the backbone learns less: the test loss without this
+        was higher on all of three data sets and three seeds (docs/benchmarks.md).
         """
         assert isinstance(model, ResNetClassifier)
         with torch.no_grad():
-            for parameter in model.net.fc.parameters():
+            for parameter in model.head.parameters():
                 parameter.mul_(self.scale)
 
-    def _save(self, trainer: Trainer, monitored: bool) -> None:
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and (callback.monitor is not None) == monitored:
-                candidates = {**callback._monitor_candidates(trainer), **self.val_figures}
-                if callback.monitor is None or callback.monitor in candidates:
-                    callback._save_topk_checkpoint(trainer, candidates)
+
+def set_head(
+    trainer: Trainer,
+    model: ResNetClassifier,
+    data: ImageData,
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+) -> float:
+    """Give the model the best head for its features, of `MAX_IMAGES` at most.
+
+    Args:
+        trainer: Gives the device, and makes the head the same on all processes.
+        model: Its head is set.
+        data: Gives the classes, and whether they are to be balanced.
+        train: Features `(N, F)` and labels int64 `(N,)`.
+        val: Likewise.
+
+    Returns:
+        The strength of the L2 penalty that was best.
+    """
+    device = trainer.strategy.root_device
+    features, labels = (tensor[:MAX_IMAGES].to(device) for tensor in train)
+    val_features, val_labels = (tensor.to(device) for tensor in val)
+    balanced = data.balance != "none"
+    class_weights = torch.tensor(data.inverse_frequencies, device=device) if balanced else None
+    num_classes = len(data.class_names)
+    weight, bias, l2 = fit_head(features, labels, val_features, val_labels, num_classes, class_weights)
+    weight, bias = trainer.strategy.broadcast((weight, bias))  # devices of different kinds round differently
+    with torch.no_grad():
+        model.head.weight.copy_(weight)
+        model.head.bias.copy_(bias)
+    return l2
+
+
+def save_first(trainer: Trainer, callback: ModelCheckpoint, metrics: dict[str, Tensor]) -> None:
+    """Save a checkpoint before the first step, as the best so far if the callback monitors one of the metrics.
+
+    Args:
+        trainer: Whose state is saved.
+        callback: Decides on the file's name; it goes on as if it had saved the checkpoint by itself.
+        metrics: Scalars by name.
+    """
+    counts = {"epoch": torch.tensor(trainer.current_epoch), "step": torch.tensor(trainer.global_step)}
+    if (callback.monitor is not None and callback.monitor not in metrics) or callback.save_top_k == 0:
+        return
+    path = callback.format_checkpoint_name({**counts, **metrics})
+    if callback.monitor is not None:
+        score = metrics[callback.monitor]
+        best = {"best_model_path": path, "best_model_score": score, "best_k_models": {path: score}}
+        worst = {"kth_best_model_path": path, "kth_value": score} if callback.save_top_k == 1 else {}
+        callback.load_state_dict({**callback.state_dict(), **best, **worst})
+    trainer.save_checkpoint(path, callback.save_weights_only)
+
+
+def norm_samples(train: Samples, batch_size: int) -> Samples:
+    """A few images for `adapt_norms`, in whole batches, since each batch counts alike in the average."""
+    some = random.Random(0).sample(train, min(len(train), NORM_IMAGES))
+    return some[: len(some) // batch_size * batch_size or len(some)]
 
 
 @torch.no_grad()
 def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> None:
     """Estimate the BatchNorm statistics anew, on these images (AdaBN, Li et al. 2016, arXiv 1603.04779).
 
-    In training BatchNorm goes by the statistics of the batch. A head that was fitted under those of the pretraining
-    would not fit any more with the first step, and the errors would tear up the backbone, which it is there to prevent.
+    In training BatchNorm uses the statistics of the batch. A head that was fitted under those of the pretraining would
+    no longer fit from the first step on, and its errors would damage the backbone, which it is there to prevent.
     """
     norms = [module for module in model.net.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -136,7 +171,7 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
         norm.momentum = None  # the plain average over all batches
         norm.train()
     with trainer.precision_plugin.forward_context():  # around the loop: autocast keeps its copies of the weights
-        for images, _ in data.plain_loader(samples):
+        for images, _ in data.image_loader(samples):
             model.features(images.to(model.device, non_blocking=True))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -152,7 +187,7 @@ def cached_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, 
     Their key is made of everything that they depend on: files, weights, preprocessing, precision and version.
     """
     key = blake2b(digest_size=16)
-    key.update(stamps(path for path, _ in samples).tobytes())
+    key.update(fingerprints(path for path, _ in samples).tobytes())
     for name, tensor in model.net.state_dict().items():
         if not name.startswith("fc."):
             key.update(name.encode() + tensor.cpu().numpy().tobytes())
@@ -177,7 +212,7 @@ def compute_features(trainer: Trainer, model: ResNetClassifier, data: ImageData,
     console = Console(stderr=True)
     mine = []
     batches = track(
-        data.plain_loader(samples),
+        data.image_loader(samples),
         "Computing features",
         transient=True,
         console=console,
@@ -226,17 +261,7 @@ def fit_head(
     bias = torch.zeros(num_classes, device=x.device, requires_grad=True)
     best: tuple[float, Tensor, Tensor, float] | None = None
     for l2 in L2_STRENGTHS:
-        solver = torch.optim.LBFGS(
-            [weight, bias], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
-        )
-
-        def objective(solver: torch.optim.LBFGS = solver, l2: float = l2) -> Tensor:
-            solver.zero_grad()
-            loss = F.cross_entropy(F.linear(x, weight, bias), labels, class_weights) + l2 / 2 * weight.square().sum()
-            loss.backward()
-            return loss
-
-        solver.step(objective)  # type: ignore[arg-type]
+        minimize(x, labels, weight, bias, l2, class_weights)
         with torch.no_grad():
             val_loss = F.cross_entropy(F.linear(val_x, weight, bias), val_labels, class_weights).item()
         if best is not None and not val_loss < best[0]:
@@ -248,14 +273,45 @@ def fit_head(
     return weight, bias - weight @ mean, l2
 
 
+def minimize(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float, class_weights: Tensor | None) -> None:
+    """Bring a linear head to the minimum of its cross-entropy and L2 penalty, from where it is.
+
+    Args:
+        x: Features, float32 `(N, F)`.
+        labels: int64 `(N,)`.
+        weight: `(num_classes, F)`, is changed.
+        bias: `(num_classes,)`, is changed.
+        l2: Strength of the penalty on the weight.
+        class_weights: `(num_classes,)`, for unequal classes.
+    """
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+    )
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(F.linear(x, weight, bias), labels, class_weights) + l2 / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(objective)  # type: ignore[arg-type]
+
+
 @torch.no_grad()
 def evaluate_head(trainer: Trainer, model: ResNetClassifier, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The validation figures, as a validation epoch would log them."""
+    """The validation metrics, as a validation epoch would log them.
+
+    Args:
+        trainer: Gives the precision.
+        model: The classifier.
+        features: `(N, F)`.
+        labels: int64 `(N,)`.
+    """
     model.eval()
     with trainer.precision_plugin.forward_context():
         for batch, targets in zip(features.split(4096), labels.split(4096), strict=True):
             model.val_metrics.update(model(batch.to(model.device)), targets.to(model.device))
-    figures = model.val_metrics.compute()
+    metrics = model.val_metrics.compute()
     model.val_metrics.reset()
     model.train()
-    return {f"val/{name}": value for name, value in figures.items() if value.ndim == 0}
+    return {f"val/{name}": value for name, value in metrics.items() if value.ndim == 0}

@@ -1,8 +1,8 @@
 """How fast, how accurate, how heavy: this project beside a bare loop and the tools that its users might pick instead.
 
-    python scripts/benchmark.py                                               # on the built-in sample
-    python scripts/benchmark.py --root DIR --weights FILE --image_size 128    # on your own images
-    python scripts/benchmark.py --only step loader                            # some of the measurements
+    python scripts/bench/benchmark.py                                               # on the built-in sample
+    python scripts/bench/benchmark.py --root DIR --weights FILE --image_size 128    # on your own images
+    python scripts/bench/benchmark.py --only step loader                            # some of the measurements
 
 Everything that is compared runs on one machine, in turns, each in a process of its own. Peers that are not installed
 are left out (`pip install -e ".[bench]"`). Results: a table, `OUTPUT/benchmark.json` and `OUTPUT/benchmark.png`.
@@ -33,6 +33,7 @@ import torchvision
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
@@ -41,12 +42,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from project.cli import Parser, choose_precision, keep_freed_memory, log, make_trainer, run
-from project.data import ImageData, default_workers
-from project.model import Arch, ResNetClassifier, preprocessing_for
+sys.path.append(str(Path(__file__).parents[1]))  # for scripts/train.py
+from project.classification.data import ImageData
+from project.classification.model import ResNetClassifier
+from project.classification.pictures import Pictures
+from project.cli import Parser, log, run
+from project.loading import default_workers
+from project.trainer import choose_precision, keep_freed_memory, make_trainer
+from project.weights import Arch, preprocessing_for
 
-SCRIPTS = Path(__file__).parent
-SAMPLE = SCRIPTS.parent / "project/sample"
+HERE = Path(__file__).parent
+SAMPLE = HERE.parents[1] / "project/sample"
 PREPROCESSING = preprocessing_for("resnet18", "none")
 PEERS = {"fastai": "fastai", "timm": "timm", "huggingface": "transformers"}  # by the package that each needs
 VERSIONS = ("torch", "torchvision", "lightning", "pillow", "fastai", "timm", "transformers")
@@ -183,17 +189,26 @@ def new_model(arch: Arch) -> ResNetClassifier:
 
 def step_of_ours(arch: Arch, batches: list[Any], steps: int) -> float:
     """The model, Trainer, callbacks and logger of scripts/train.py."""
-    import train
-
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
-        _, config, names = train.parse([f"--data.root={folder}", f"--default_root_dir={folder}", "--max_epochs=1"])
-        options = {name: config[name] for name in names}
-        options["precision"] = choose_precision("auto", "auto")
-        options.update(limit_val_batches=0, enable_progress_bar=sys.stderr.isatty())
-        trainer = make_trainer(options, None, [clock])
+        trainer = trainer_of_ours(folder, clock, max_epochs=1)
         trainer.fit(new_model(arch), DataLoader(cast(Any, batches * (steps // len(batches))), batch_size=None))
     return seconds_a_step(clock.times)
+
+
+def trainer_of_ours(folder: str, clock: Callback, max_epochs: int) -> Trainer:
+    """As in scripts/train.py, without validation."""
+    return make_trainer(
+        "val/top1",
+        [clock, Pictures()],
+        default_root_dir=folder,
+        logger=TensorBoardLogger(folder),
+        precision=choose_precision("auto", "auto"),
+        max_epochs=max_epochs,
+        log_every_n_steps=10,
+        limit_val_batches=0,
+        enable_progress_bar=sys.stderr.isatty(),
+    )
 
 
 def step_of_bare_loop(arch: Arch, batches: list[Any], steps: int, device: torch.device) -> float:
@@ -240,14 +255,14 @@ def measure_guarantees(job: dict[str, Any]) -> dict[str, Any]:
         rates["with"].append(epochs_of_training())
         with ExitStack() as stack:
             for name, stock in {
-                "cli.StopAtNonFinite": Callback,
-                "cli.LastCheckpoint": lambda *args: ModelCheckpoint(filename="last", enable_version_counter=False),
-                "cli.DurableCheckpointIO": TorchCheckpointIO,
-                "data.ImageDataset.__getitem__": lambda self, item: (
+                "trainer.StopAtNonFinite": Callback,
+                "trainer.LastCheckpoint": lambda *args: ModelCheckpoint(filename="last", enable_version_counter=False),
+                "trainer.DurableCheckpointIO": lambda resumed: TorchCheckpointIO(),
+                "classification.datasets.ImageDataset.__getitem__": lambda self, item: (
                     self.transform(os.fsdecode(self.paths[item[0]])),
                     int(self.labels[item[0]]),
                 ),
-                "data.ImageData.on_after_batch_transfer": lambda self, batch, i: batch,
+                "classification.data.ImageData.on_after_batch_transfer": lambda self, batch, i: batch,
             }.items():
                 stack.enter_context(patch(f"project.{name}", stock))
             rates["without"].append(epochs_of_training())
@@ -257,7 +272,6 @@ def measure_guarantees(job: dict[str, Any]) -> dict[str, Any]:
 
 def epochs_of_training() -> float:
     """Images a second over two epochs on the sample, the checkpoint after each of them counted in."""
-    import train
 
     class EpochClock(Callback):
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -267,13 +281,9 @@ def epochs_of_training() -> float:
             times.append(now())
 
     times: list[float] = []
-    data = ImageData(str(SAMPLE / "fashion-mnist"), PREPROCESSING, image_size=64)
+    data = ImageData(PREPROCESSING, root=str(SAMPLE / "fashion-mnist"), image_size=64)
     with tempfile.TemporaryDirectory() as folder:
-        _, config, names = train.parse([f"--data.root={folder}", f"--default_root_dir={folder}", "--max_epochs=3"])
-        options = {name: config[name] for name in names}
-        options["precision"] = choose_precision("auto", "auto")
-        options.update(limit_val_batches=0, enable_progress_bar=sys.stderr.isatty())
-        make_trainer(options, None, [EpochClock()]).fit(new_model("resnet18"), datamodule=data)
+        trainer_of_ours(folder, EpochClock(), max_epochs=3).fit(new_model("resnet18"), datamodule=data)
     return 2 * len(data.samples["train"]) / (times[-1] - times[1])
 
 
@@ -294,7 +304,9 @@ def measure_loader(job: dict[str, Any]) -> dict[str, Any]:
         shutil.copytree(Path(folder, "train"), Path(folder, "val"))
         rates: dict[str, list[float]] = {"ours": [], "ImageFolder": []}
         for _ in range(3):
-            data = ImageData(folder, PREPROCESSING, image_size=224, check=False, crop_scale=0.08)  # as torchvision's
+            data = ImageData(
+                PREPROCESSING, root=folder, image_size=224, check=False, crop_scale=0.08
+            )  # as torchvision's
             rates["ours"].append(images_a_second(data.train_dataloader()))
             transform = transforms.Compose(
                 [
@@ -332,7 +344,7 @@ def images_a_second(loader: DataLoader) -> float:
 
 def samples_of(job: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     fractions = {"val_fraction": job["val_fraction"], "test_fraction": job["test_fraction"]}
-    return ImageData(job["root"], PREPROCESSING, **fractions).samples
+    return ImageData(PREPROCESSING, root=job["root"], **fractions).samples
 
 
 def run_tool(tool: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -343,7 +355,7 @@ def run_tool(tool: str, job: dict[str, Any]) -> dict[str, Any]:
             job["weights"] = os.path.abspath(job["weights"])
         path.write_text(json.dumps(job))
         environment = {**os.environ, "BENCHMARK_STARTED": str(time.time()), "XDG_CACHE_HOME": folder}
-        command = [sys.executable, str(SCRIPTS / "peers.py"), tool, str(path)]
+        command = [sys.executable, str(HERE / "peers.py"), tool, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise RuntimeError(f"{tool}: {done.stderr[-2000:]}")
@@ -433,7 +445,7 @@ def measure_cache(job: dict[str, Any]) -> dict[str, Any]:
     """Epochs a second with a frozen resnet50 at 224 pixels: the second run on unchanged data beside the first."""
     import train
 
-    from project.head_start import HeadStart
+    from project.classification.head_start import HeadStart
 
     setup = HeadStart.setup
     started = 0.0
@@ -450,7 +462,7 @@ def measure_cache(job: dict[str, Any]) -> dict[str, Any]:
     HeadStart.setup = timed  # type: ignore[method-assign]
     seconds: list[float] = []
     make = train.make_trainer
-    train.make_trainer = lambda options, resume, callbacks, *rest: make(options, resume, [*callbacks, End()])  # type: ignore
+    train.make_trainer = lambda monitor, callbacks, **rest: make(monitor, [*callbacks, End()], **rest)  # type: ignore
     options = [f"--data.root={job['root']}", "--data.image_size=224", "--model.arch=resnet50", "--model.weights=none"]
     options += ["--model.fine_tune=head", "--max_epochs=1", f"--enable_progress_bar={sys.stderr.isatty()}".lower()]
     for _ in range(2):
@@ -472,7 +484,9 @@ def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
                     f"{path},{i % 2},{'val' if i < 10 else 'train'}\n" for i, path in files(folder, name, count)
                 )
             start = time.perf_counter()
-            data = ImageData(str(manifest), PREPROCESSING, image_size=32, batch_size=256, num_workers=2, check=False)
+            data = ImageData(
+                PREPROCESSING, root=str(manifest), image_size=32, batch_size=256, num_workers=2, check=False
+            )
             results[f"start_{name}"] = time.perf_counter() - start
             loader = data.train_dataloader()
             for _ in loader:

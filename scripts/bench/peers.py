@@ -1,4 +1,4 @@
-"""One training run of one tool, for scripts/benchmark.py: python scripts/peers.py TOOL JOB.json
+"""One training run of one tool, for scripts/bench/benchmark.py: python scripts/bench/peers.py TOOL JOB.json
 
 Every tool gets the same files, split, starting weights, image size and number of epochs, and for the rest its own
 documented defaults, which its function names. What it tells, as one line of JSON: `points`, the validation accuracy
@@ -27,6 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+
+sys.path.append(str(Path(__file__).parents[1]))  # for scripts/train.py
+from project.weights import make_resnet
 
 STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))  # when the parent gave the command
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -147,11 +150,7 @@ def tutorial_transforms(size: int) -> dict[str, Callable[[Any], Tensor]]:
 
 def pretrained(job: dict[str, Any]) -> nn.Module:
     """A torchvision ResNet with the job's weights and a random head."""
-    from project.model import load_backbone
-
-    net = torchvision.models.get_model(job["arch"], weights=None)
-    if job["weights"] != "none":
-        load_backbone(net, job["arch"], job["weights"])
+    net: Any = make_resnet(job["arch"], job["weights"])
     net.fc = nn.Linear(net.fc.in_features, len(job["class_names"]))
     return net
 

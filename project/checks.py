@@ -1,0 +1,110 @@
+"""The first look into the files: every new image is decoded once, before the work, to find the broken ones."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from project import first_few
+from project.cache import fingerprints, load_checked, save_checked
+from project.images import BadImage, load_image
+from project.samples import Samples
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+MAX_UNASKED_CHECKS = 100_000  # files: at a thousand a second, under two minutes
+MAX_KEPT_BYTES = 2**30  # of decoded images: 7,000 at 224 pixels
+
+
+def drop_bad_images(
+    samples: dict[str, Samples],
+    policy: str,
+    check: bool | None,
+    read: Callable[[str], Tensor],
+    image_bytes: int,
+) -> tuple[dict[str, Samples], dict[str, Tensor]]:
+    """Decode all files that have not been decoded before, and leave out the broken ones.
+
+    Args:
+        samples: Samples by split.
+        policy: `error` stops with the list of broken files, `skip` leaves them out and says so.
+        check: Whether to look at all; None means for up to `MAX_UNASKED_CHECKS` new files.
+        read: From a path to the decoded image, see the second thing returned.
+        image_bytes: Size of what `read` returns.
+
+    Returns:
+        The samples that are left, and the images that `read` gave by path, so that they need not be decoded again; none
+        where they would take more than `MAX_KEPT_BYTES`.
+
+    Raises:
+        BadImage: There are broken files, and the policy is `error`.
+    """
+    if check is False:
+        return samples, {}
+    paths = [path for split in samples.values() for path, _ in split]
+    prints = fingerprints(paths)
+    new = ~np.isin(prints, load_checked())
+    if check is None and new.sum() > MAX_UNASKED_CHECKS:
+        log.warning(f"{new.sum():,} new files are too many to be checked without being asked (--data.check true)")
+        return samples, {}
+    unseen = [path for path, is_new in zip(paths, new, strict=True) if is_new]
+    decoded: dict[str, Tensor] = {}
+    if len(unseen) * image_bytes <= MAX_KEPT_BYTES:
+        decoded, bad = decode(unseen, read)
+    else:  # at the smallest scale all bytes are read, but few pixels made
+        _, bad = decode(unseen, lambda path: load_image(path, size=1))
+    if unseen:
+        save_checked(prints[new & np.array([path not in bad for path in paths])])
+    if bad:
+        tell(bad, len(paths), policy)
+    left = {split: [sample for sample in listed if sample[0] not in bad] for split, listed in samples.items()}
+    return left, decoded
+
+
+def tell(bad: dict[str, str], num_images: int, policy: str) -> None:
+    """Say which of so many images cannot be used, and why; raises `BadImage` where the policy is `error`."""
+    listing = first_few([f"{path}: {reason}" for path, reason in bad.items()])
+    if policy == "error":
+        raise BadImage(
+            f"{len(bad)} of {num_images} images cannot be used "
+            f"(fix or remove them, or leave them out with --data.bad_images skip): {listing}"
+        )
+    log.warning(f"{len(bad)} images cannot be used and are left out: {listing}")
+
+
+def decode(paths: Iterable[str], read: Callable[[str], T]) -> tuple[dict[str, T], dict[str, str]]:
+    """Read files in threads (Pillow releases the GIL), with a progress bar.
+
+    Returns:
+        What `read` gave, and the reason for each file that cannot be decoded, both by path.
+    """
+    bad: dict[str, str] = {}
+
+    def try_to_read(path: str) -> T | None:
+        try:
+            return read(path)
+        except BadImage as error:
+            bad[path] = str(error).removeprefix(f"{path}: ")
+            return None
+
+    paths = list(paths)
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
+        results = track(
+            pool.map(try_to_read, paths),
+            "Checking images",
+            total=len(paths),
+            transient=True,
+            console=console,
+            disable=not console.is_terminal,
+        )
+        decoded = dict(zip(paths, results, strict=True))
+    return {path: image for path, image in decoded.items() if path not in bad and image is not None}, bad

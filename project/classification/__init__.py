@@ -1,0 +1,1 @@
+"""Image classification: a ResNet with a new head."""

@@ -1,0 +1,245 @@
+"""The model: a pretrained ResNet with a new head, its loss, its metrics and its optimizer."""
+
+import os
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from project import IGNORE, INFINITY, check_ranges, shortest
+from project.images import Preprocessing, eval_transform
+from project.metrics import EvalMetrics
+from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
+from project.weights import Arch, make_resnet
+
+
+class ResNetClassifier(LightningModule):
+    """A torchvision ResNet whose `fc` is replaced by dropout and a linear layer for the classes at hand.
+
+    The arguments before the star come from the program; those after it are the options `--model.NAME`.
+
+    Args:
+        class_names: Names of the classes, in the order of the outputs. They, and everything else a reload needs, are
+            saved with the weights.
+        preprocessing: How an image is brought to the size that the network sees, and the mean and standard deviation
+            with which `forward` normalizes it.
+        class_weights: Weight of each class in the training loss; all 1 by default.
+        net: The ResNet, if it has been built already; else it is made of `arch` and `weights`.
+        arch: The architecture.
+        weights: Where training starts. `DEFAULT` or a torchvision name such as `IMAGENET1K_V1`, downloaded once; the
+            path of a `.pth` or `.safetensors` state dict, or a checkpoint of this project; or `none`, for random ones.
+        fine_tune: `full` trains all layers; `head` only the new head, on a frozen backbone with its BatchNorm in eval
+            mode. `gradual`, which unfroze the backbone step by step, is no better and is gone: it now means `full`.
+        dropout: Probability of dropping a feature in front of the linear layer.
+        optimizer: SGD has Nesterov momentum; Adam's decay is an L2 penalty, AdamW's is decoupled (arXiv 1711.05101).
+        lr: Peak learning rate of the head.
+        backbone_lr_factor: The backbone's learning rate is this times the head's: what is pretrained needs less change.
+        momentum: For SGD.
+        weight_decay: For weight matrices and kernels only, never for norms and biases.
+        schedule: After the warm-up: down to 0 along a cosine, or constant.
+        warmup_ratio: Share of all steps in which the learning rate rises linearly.
+        label_smoothing: Share of the target spread over all classes, in training.
+        head_start: Linear probing before fine-tuning (LP-FT, arXiv 2202.10054): first fit the head on the features of
+            the frozen backbone, see `project/classification/head_start.py`. By default where there are pretrained
+            weights.
+
+    Raises:
+        UserError: An option is out of range; or the weights cannot be had, or belong to another architecture.
+    """
+
+    RANGES: ClassVar = {
+        "dropout": (0, 1),
+        "lr": (0, INFINITY),
+        "backbone_lr_factor": (0, INFINITY),
+        "momentum": (0, 1),
+        "weight_decay": (0, INFINITY),
+        "warmup_ratio": (0, 1),
+        "label_smoothing": (0, 1),
+    }
+    REMOVED = ()
+    FIXED = ("arch", "fine_tune", "optimizer")  # options that a resumed run cannot change
+
+    net: Any  # a torchvision ResNet; its children have no types of their own
+    mean: Tensor
+    std: Tensor
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        class_names: list[str],
+        preprocessing: Preprocessing,
+        class_weights: list[float] | None = None,
+        net: nn.Module | None = None,
+        *,
+        arch: Arch = "resnet50",
+        weights: str = "DEFAULT",
+        fine_tune: Literal["full", "head", "gradual"] = "full",
+        dropout: float = 0.0,
+        optimizer: OptimizerName = "adamw",
+        lr: float = 1e-3,
+        backbone_lr_factor: float = 0.3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.05,
+        schedule: Schedule = "cosine",
+        warmup_ratio: float = 0.1,
+        label_smoothing: float = 0.0,
+        head_start: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore="net")
+        self.check_options(**self.hparams)
+        self.class_names = class_names
+        self.head_start = weights != "none" if head_start is None else head_start
+        self.net = make_resnet(arch, weights) if net is None else net
+        self.net.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.net.fc.in_features, len(class_names)))
+        self.net.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+        # By name, for FSDP flattens all parameters before the optimizer is made.
+        self.decayed = {name for name, parameter in self.net.named_parameters() if parameter.ndim > 1}
+        if fine_tune == "head":
+            self.net.requires_grad_(False)
+            self.net.fc.requires_grad_(True)
+        # Not persistent: they come back from the hyperparameters, and `net` stays a plain torchvision state dict.
+        for name in ("mean", "std"):
+            value = 255 * torch.tensor(preprocessing[name]).view(1, 3, 1, 1)  # type: ignore[literal-required]
+            self.register_buffer(name, value, persistent=False)
+        loss_weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", loss_weights, persistent=False)
+        self.train_top1 = MulticlassAccuracy(len(class_names), average="micro", validate_args=False)
+        self.val_metrics = EvalMetrics(len(class_names))
+        self.test_metrics = EvalMetrics(len(class_names))
+        self.eval_results: dict[str, Tensor] = {}  # of the last validation or test
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Refuse what `__init__` would, as far as it can be told without the weights. Raises `UserError`."""
+        check_ranges("model.", cls.RANGES, options)
+        if "preprocessing" in options:
+            eval_transform(options["preprocessing"])
+
+    @property
+    def head(self) -> nn.Linear:
+        """The new last layer."""
+        return self.net.fc[1]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether only the head is trained."""
+        return self.hparams["fine_tune"] == "head"
+
+    def describe(self) -> str:
+        """One line on what is trained, for the log."""
+        h = self.hparams
+        parameters = list(self.net.parameters())
+        total, trained = (sum(p.numel() for p in ps) for ps in (parameters, [p for p in parameters if p.requires_grad]))
+        start = h["weights"]
+        start = {"none": "random weights"}.get(start, shortest(start) if os.path.isfile(start) else f"{start} weights")
+        return f"{h['arch']} from {start}: {trained / 1e6:.1f} M of {total / 1e6:.1f} M parameters are trained"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: uint8 or float `(B, 3, H, W)`, RGB from 0 to 255; or their features, `(B, F)`.
+
+        Returns:
+            Logits, float32 `(B, num_classes)`.
+        """
+        return self.net.fc(images if images.ndim == 2 else self.features(images)).float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head sees of images: the backbone's output, averaged over the image, `(B, F)`.
+
+        Args:
+            images: uint8 or float `(B, 3, H, W)`, RGB from 0 to 255; they are normalized here.
+        """
+        x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        for name, module in self.net.named_children():
+            if name != "fc":
+                x = module(x)
+        return x.flatten(1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss, a scalar, of images `(B, 3, H, W)` or features `(B, F)` with their targets.
+
+        Targets are int64 `(B,)`, or after MixUp or CutMix float `(B, num_classes)`.
+        """
+        images, targets = batch
+        logits = self(images)
+        loss = F.cross_entropy(
+            logits, targets, weight=self.class_weights, label_smoothing=self.hparams["label_smoothing"]
+        )
+        labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        self.train_top1(logits, labels)
+        # Two calls, so that processes wait for each other's losses once an epoch, not in every step
+        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
+        self.log("train/top1", self.train_top1, on_step=True, on_epoch=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count a batch of images or features, with int64 labels `(B,)`, which are `IGNORE` for padding."""
+        images, labels = batch
+        logits = self(images)
+        self.val_metrics.update(logits, labels)
+        # No `if`, since reading the value would synchronize with the device: a batch of padding alone counts as 0
+        num_counted = (labels != IGNORE).sum().clamp(min=1)
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / num_counted
+        top1 = (logits.argmax(dim=1) == labels).sum() / num_counted
+        self.log_dict({"val/loss_step": loss, "val/top1_step": top1}, on_step=True, on_epoch=False)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count a batch, as `validation_step` does."""
+        images, labels = batch
+        self.test_metrics.update(self(images), labels)
+
+    def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> tuple[Tensor, Any]:
+        """Probabilities, float32 `(B, num_classes)`, and what the loader gave with the images."""
+        images, notes = batch
+        return self(images).softmax(dim=1), notes
+
+    def setup(self, stage: str) -> None:
+        # FSDP saves the optimizer's state of channels_last kernels correctly, but restores its elements in wrong order.
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            self.net.to(memory_format=torch.contiguous_format)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_results("val", self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_results("test", self.test_metrics)
+
+    def _log_results(self, stage: str, metrics: EvalMetrics) -> None:
+        self.eval_results = metrics.compute()
+        metrics.reset()
+        for name, value in self.eval_results.items():
+            if value.ndim == 0:
+                self.log(f"{stage}/{name}", value, prog_bar=name == "top1")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        h = self.hparams
+        groups = param_groups(
+            self.net.named_parameters(), "fc.", self.decayed, h["lr"], h["backbone_lr_factor"], h["weight_decay"]
+        )
+        # In mixed precision Lightning cannot clip the gradients for a fused optimizer.
+        clipped = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
+        fused = self.device.type in ("cpu", "cuda") and not clipped
+        optimizer = make_optimizer(groups, h["optimizer"], h["lr"], h["momentum"], fused)
+        scheduler = make_schedule(optimizer, h["schedule"], h["warmup_ratio"], self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def train(self, mode: bool = True) -> "ResNetClassifier":
+        """A frozen backbone stays in eval mode, or BatchNorm would go on learning the statistics of the new images."""
+        super().train(mode)
+        if self.frozen:
+            for name, module in self.net.named_children():
+                module.train(mode and name == "fc")
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A reload takes its weights from the checkpoint: it must not fetch those that training began with."""
+        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "weights": "none"}

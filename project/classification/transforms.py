@@ -1,0 +1,80 @@
+"""What happens to an image on its way into a batch: sizes, crops, augmentation, mixing."""
+
+from functools import partial
+from statistics import median
+
+import torch
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop, v2
+
+from project.images import BadImage, Preprocessing, load_crop, read_size
+from project.samples import Samples
+
+
+def fit_preprocessing(
+    preprocessing: Preprocessing, image_size: int | None, samples: dict[str, Samples]
+) -> Preprocessing:
+    """Scale the weights' own preprocessing to another image size: the one asked for, or one for small images.
+
+    Args:
+        preprocessing: What the weights expect.
+        image_size: Side of the square that the network shall see, in pixels; None to go by the images.
+        samples: Samples by split; those of `train` are looked at, or if nothing is split, those of `all`.
+    """
+    crop, resize = preprocessing["crop_size"], preprocessing["resize_size"]
+    if image_size is None:
+        # Twice their side keeps what small images show, at a fraction of the price of 224 pixels. 32 is the stride of
+        # a ResNet: a smaller step would not change the size of its last feature map.
+        listed = samples.get("train") or samples.get("all") or []
+        sides = [side for path, _ in listed[:: max(1, len(listed) // 64)] if (side := shorter_side(path))]
+        image_size = min(crop, max(64, 32 * round(2 * median(sides) / 32))) if sides else crop
+    return {**preprocessing, "crop_size": image_size, "resize_size": round(resize * image_size / crop)}
+
+
+def shorter_side(path: str) -> int | None:
+    """Of an image, in pixels; None where it cannot be read."""
+    try:
+        return min(read_size(path))
+    except BadImage:
+        return None
+
+
+def train_transform(
+    preprocessing: Preprocessing, crop_scale: float, flip: float, auto_augment: str, random_erasing: float
+) -> v2.Transform:
+    """From a path to an augmented image, uint8 `(3, crop_size, crop_size)`; see `ImageData` for the options."""
+    size = preprocessing["crop_size"]
+    resample = Image.Resampling[preprocessing["interpolation"].upper()]
+    choose = partial(random_crop, scale=(crop_scale, 1.0))
+    return v2.Compose(
+        [
+            partial(load_crop, size=size, choose=choose, resample=resample),
+            v2.RandomHorizontalFlip(flip),
+            *{"none": [], "trivial": [v2.TrivialAugmentWide()], "rand": [v2.RandAugment()]}[auto_augment],
+            v2.PILToTensor(),
+            # Erased rectangles get the mean colour, which is zero after normalization.
+            v2.RandomErasing(random_erasing, value=[255 * mean for mean in preprocessing["mean"]]),
+        ]
+    )
+
+
+def mix_transform(mixup: float, cutmix: float, num_classes: int) -> v2.Transform | None:
+    """MixUp, CutMix, one of them a batch, or None; from images and int64 labels to images and float labels."""
+    mixes: list[v2.Transform] = []
+    if mixup:
+        mixes.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
+    if cutmix:
+        mixes.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
+    return v2.RandomChoice(mixes) if mixes else None
+
+
+def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """A box as torchvision's RandomResizedCrop draws it: top, left, height, width, in pixels.
+
+    Args:
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        scale: Smallest and largest share of the area. The aspect ratio is from 3:4 to 4:3.
+    """
+    image = torch.empty(1, height, width, device="meta")  # get_params reads nothing but its size
+    return RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])

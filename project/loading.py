@@ -1,0 +1,231 @@
+"""The order of the samples: the same for any number of processes and workers, and after any interruption."""
+
+import gc
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from project import UserError
+from project.lightning_internals import batches_done, epoch_is_over
+
+
+class RankAndSeed(NamedTuple):
+    """What the order of a process's samples depends on, beside their number and the epoch."""
+
+    rank: int
+    world_size: int
+    seed: int
+
+
+class ResumableData(LightningDataModule):
+    """A data module whose training goes on after the last batch that was seen, with what is random drawn as before.
+
+    A subclass makes its training loader with `train_loader` and all others with `eval_loader`.
+
+    Args:
+        batch_size: Samples a step, on each device.
+        num_workers: Processes that load, on each device; by default one a core, 8 at most.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int | None) -> None:
+        super().__init__()
+        self.batch_size = batch_size  # by this name Lightning's batch-size finder looks for it
+        self.num_workers = num_workers
+        self.resumed = {"epoch": 0, "batches_done": 0, "images_a_step": 0}
+
+    @property
+    def rank_and_seed(self) -> RankAndSeed:
+        """Of this process."""
+        if self.trainer is None:
+            return RankAndSeed(rank=0, world_size=1, seed=0)
+        # seed_everything leaves the seed where processes that Lightning starts find it, too
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        return RankAndSeed(self.trainer.global_rank, self.trainer.world_size, seed)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples a step, on all devices together."""
+        return self.batch_size * self.rank_and_seed.world_size
+
+    def train_loader(self, dataset: Dataset, weights: np.ndarray | None = None, **options: Any) -> DataLoader:
+        """A loader of the training samples, in a new order each epoch, which goes on where a resumed run was stopped.
+
+        Args:
+            dataset: Is asked for what `EpochSampler` gives.
+            weights: See `EpochSampler`.
+            options: See `_loader`.
+
+        Raises:
+            UserError: The run was stopped within an epoch, with another global batch size.
+        """
+        sampler = EpochSampler(len(dataset), shuffle=True, weights=weights, **self.rank_and_seed._asdict())  # type: ignore[arg-type]
+        batches = self.resumed["batches_done"]
+        if batches and self.resumed["images_a_step"] != self.global_batch_size:
+            raise UserError(
+                f"the checkpoint is from the middle of an epoch with {self.resumed['images_a_step']} images a step (on "
+                f"all devices together), which goes on with as many, not {self.global_batch_size}: --data.batch_size"
+            )
+        sampler.resume(self.resumed["epoch"], batches * self.batch_size)
+        # Drop a last batch of one sample: BatchNorm cannot train on it.
+        drop_last = self.batch_size > 1 and len(sampler) % self.batch_size == 1
+        return self._loader(dataset, sampler, drop_last=drop_last, **options)
+
+    def eval_loader(self, dataset: Dataset, **options: Any) -> DataLoader:
+        """A loader of all samples in order, shared out among the processes and padded; options as for `_loader`."""
+        sampler = EpochSampler(len(dataset), shuffle=False, **self.rank_and_seed._asdict())  # type: ignore[arg-type]
+        return self._loader(dataset, sampler, **options)
+
+    def _loader(
+        self,
+        dataset: Dataset,
+        sampler: "EpochSampler",
+        collate_fn: Callable[[Any], Any] | None = None,
+        in_memory: bool = False,
+        drop_last: bool = False,
+    ) -> DataLoader:
+        """A loader; if the data set is in memory, there is nothing that worker processes could do."""
+        trainer = self.trainer
+        processes = 1 if trainer is None else trainer.num_devices
+        if isinstance(getattr(trainer and trainer.strategy, "cluster_environment", None), SLURMEnvironment):
+            processes = 1  # srun has given each process cores of its own
+        workers = default_workers(processes) if self.num_workers is None else self.num_workers
+        workers = 0 if in_memory else workers
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=collate_fn,
+            num_workers=workers,
+            pin_memory=trainer is not None and isinstance(trainer.accelerator, CUDAAccelerator),
+            persistent_workers=workers > 0,
+            drop_last=drop_last,
+            worker_init_fn=set_up_worker,
+        )
+
+    def seed_step(self) -> None:
+        """Seed torch for a training step, from here to dropout.
+
+        What is random in a step then depends on nothing before it, and a resumed run goes on as one that never stopped.
+        """
+        assert self.trainer is not None
+        position = (*self.rank_and_seed, self.trainer.current_epoch, batches_done(self.trainer))
+        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
+
+    def indices_of_batch(self, batch_idx: int) -> list[int]:
+        """Which training samples this process sees as a batch of the current epoch."""
+        assert self.trainer is not None and self.trainer.train_dataloader is not None
+        indices, _ = self.trainer.train_dataloader.sampler.indices_of_rank(self.trainer.current_epoch)
+        return indices[batch_idx * self.batch_size :][: self.batch_size].tolist()
+
+    def state_dict(self) -> dict[str, int]:
+        """How far training has come, for the checkpoint: epochs that are over, and batches of the one that is not."""
+        if self.trainer is None:
+            return self.resumed
+        epoch, done = self.trainer.current_epoch, batches_done(self.trainer)
+        if epoch_is_over(self.trainer) or self.trainer.is_last_batch:
+            epoch, done = epoch + 1, 0
+        # The last name is that of the first checkpoints; it means `global_batch_size`.
+        return {"epoch": epoch, "batches_done": done, "images_a_step": self.global_batch_size}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Keep it for the loader, which Lightning starts before it restores its own progress."""
+        self.resumed = state_dict
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """One process's share of each epoch, as indices, each with a seed for what is random in the sample's transform.
+
+    Both depend on the seed and the epoch, and on nothing else.
+
+    Every process gets equally many, so that none waits for another at the end. What that takes beyond the data repeats
+    samples when shuffling; otherwise it is `PADDING`, which the metrics ignore: evaluation counts each sample once.
+
+    Args:
+        num_samples: Size of the data set.
+        shuffle: A new order every epoch, else the data's own.
+        weights: If given, draw with replacement, with these relative probabilities, shape `(num_samples,)`.
+        rank: Which process this is.
+        world_size: How many processes there are.
+        seed: Of the order and of the samples' seeds.
+    """
+
+    PADDING = -1
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        shuffle: bool,
+        weights: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.num_samples = num_samples
+        self.shuffle = shuffle
+        self.weights = None if weights is None else torch.as_tensor(weights)
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.epoch = 0
+        self.resumed: tuple[int, int] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, num_done: int) -> None:
+        """Start in `epoch` after the `num_done` samples that this process saw of it before it was stopped."""
+        self.epoch = epoch
+        self.resumed = (epoch, num_done)
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, num_done = self.resumed or (0, 0)
+        start = num_done if epoch == self.epoch else 0
+        items = torch.stack(self.indices_of_rank(self.epoch), dim=1)[start:]
+        for some in items.split(4096):  # objects for all would take memory that workers hold, too
+            yield from map(tuple, some.tolist())
+
+    def indices_of_rank(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """All of an epoch for this process: indices and seeds, int64 `(len(self),)` each."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        if self.weights is not None:
+            order = torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
+        elif self.shuffle:
+            order = torch.randperm(self.num_samples, generator=generator)
+        else:
+            order = torch.arange(self.num_samples)
+        missing = len(self) * self.world_size - self.num_samples
+        again = order.repeat(self.world_size)[:missing]  # where there are fewer samples than processes, many times
+        fill = again if self.shuffle else torch.full((missing,), self.PADDING)
+        seeds = torch.randint(2**62, (self.num_samples + missing,), generator=generator)
+        mine = slice(self.rank, None, self.world_size)
+        return torch.cat([order, fill])[mine], seeds[mine]
+
+
+def set_up_worker(worker: int) -> None:
+    """Leave memory and signals, which a data worker shares with the main process, to that process."""
+    gc.freeze()  # the garbage collector writes to what it inspects, and pages that are written to are copied
+    # Ctrl-C, and a signal to the whole job, must not end a worker that the last step still needs.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
+
+def default_workers(processes: int = 1) -> int:
+    """Loading processes for each of so many training processes: one for each core that we may use, 8 at most."""
+    # A container or a scheduler may allow fewer cores than there are.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores // processes)

@@ -1,0 +1,311 @@
+"""One run of training: its options, its folder, and the checkpoint that it goes on from."""
+
+import inspect
+import logging
+import os
+import re
+import shlex
+import sys
+from argparse import SUPPRESS
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from project import INFINITY, UserError, check_ranges
+from project.callbacks import RunFolder
+from project.checkpoint import Checkpoint, check_classes, checkpoints_of_runs, load_state, open_checkpoint
+from project.cli import Parser
+from project.files import check_writable, lock
+from project.loading import ResumableData
+from project.loggers import make_loggers, with_save_dir
+from project.safety import Stopped, user_errors
+from project.trainer import choose_precision
+
+log = logging.getLogger(__name__)
+
+RANGES = {"seed": (0, 2**32 - 1), "save_every_minutes": (0, INFINITY), "save_every_steps": (1, INFINITY)}
+
+
+@dataclass
+class Run:
+    """A run that has been asked for; nothing has been written yet.
+
+    Attributes:
+        options: The options, parsed and checked; those of the data and the model as `options.data`, `options.model`.
+        config: The same as JSON types: what `config.yaml` and every checkpoint hold.
+        trainer: The arguments of `make_trainer` among them.
+        resumed: The checkpoint to go on from, if any.
+        folder: The run's folder, from `begin` on; with `--fast_dev_run` none.
+    """
+
+    options: Namespace
+    config: dict[str, Any]
+    trainer: dict[str, Any]
+    resumed: Checkpoint | None
+    folder: Path | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds `lightning_logs`."""
+        return Path(self.options.default_root_dir or ".").absolute()  # checkpoints hold the path of the best one
+
+    def begin(self, trainer: Trainer) -> None:
+        """Take the run's folder, and tell it to the loggers and the checkpoints.
+
+        Raises:
+            UserError: The folder cannot be written, or another process writes to it.
+        """
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        purge_step = None
+        is_first = trainer.node_rank == trainer.local_rank == 0  # known before the processes know of each other
+        own = self.resumed and run_of(self.resumed.path)
+        if own and self.resumed:
+            self.folder, purge_step = own, self.resumed.content["global_step"]  # what was logged after it comes again
+        else:  # on the other processes a folder that they do not write to
+            self.folder = new_folder(self.root, self.options.name) if is_first else self.root / "lightning_logs/other"
+        if is_first:
+            check_writable(self.folder, "--default_root_dir")
+            self.lock = lock(self.folder)
+        trainer.loggers = make_loggers(self.options.logger, self.folder, purge_step)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.folder / "checkpoints")
+        trainer.callbacks.insert(0, RunFolder(self.folder, self.config))  # type: ignore[attr-defined]
+
+
+def start(
+    description: str,
+    data_class: type[ResumableData],
+    model_class: type[LightningModule],
+    sample: list[str],
+    argv: list[str] | None = None,
+) -> Run:
+    """Read the options, check all of them, read the checkpoint to resume from, and seed everything.
+
+    Args:
+        description: What the script does, for `--help`.
+        data_class: Its keyword-only arguments are the options `--data.NAME`; `RANGES` and `check_options` are its
+            limits.
+        model_class: Likewise for `--model.NAME`; `FIXED` names what a resumed run cannot change.
+        sample: Options that are used if no data is named and no run is resumed.
+        argv: The command line's, by default.
+
+    Raises:
+        UserError: An option cannot be used.
+        SystemExit: An option is unknown or of another type; one line has been printed.
+    """
+    parser, trainer_options = make_parser(description, data_class, model_class)
+    argv = with_save_dir(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(argv)
+    resumed = find_resumed(options)
+    if options.data.root is None:
+        base = sample
+        if resumed is not None:
+            if options.ckpt_path not in ("best", "last", "auto"):
+                raise UserError(f"--ckpt_path {resumed.path}: name its data with --data.root, or its run's --config")
+            base = [f"--config={Path(resumed.path).parents[1] / 'config.yaml'}"]
+        options = parser.parse_args([*base, *argv])
+    check_options(options, data_class, model_class)
+    if resumed is not None:
+        check_resumable(resumed, options, model_class)
+    options.precision = choose_precision(options.precision, options.accelerator)
+    seed_everything(options.seed, workers=True, verbose=False)
+    objects = parser.instantiate(Namespace({**options, "logger": None}))  # callbacks, plugins, … given by class
+    given = {name: objects[name] for name in trainer_options}
+    given["logger"] = False if options.logger is False else None  # `Run.begin` makes them
+    given |= {"resumed": resumed, **{name: options[name] for name in ("save_every_minutes", "save_every_steps")}}
+    return Run(options, json_config(parser, options), given, resumed)
+
+
+def make_parser(description: str, data_class: type, model_class: type) -> tuple[Parser, list[str]]:
+    """The parser of a training script, and the names of the Trainer's options."""
+    parser = Parser(description=description)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options; later ones win")
+    parser.add_argument("--name", type=str | None, help="name of the run's folder, in place of version_N")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        help="resume from this checkpoint: a path, or `best` or `last` of the newest run (with --name, of that name); "
+        "`auto`: its `last` if there is one, else start anew",
+    )
+    parser.add_argument(
+        "--save_every_minutes", type=float | None, default=10.0, help="save last.ckpt as often within an epoch, too"
+    )
+    parser.add_argument("--save_every_steps", type=int | None, help="likewise, by optimizer steps")
+    for group, described in (("data", data_class), ("model", model_class)):
+        arguments = inspect.signature(described).parameters.values()
+        from_program = {a.name for a in arguments if a.kind is not inspect.Parameter.KEYWORD_ONLY}
+        parser.add_class_arguments(described, group, skip=from_program, instantiate=False)
+        for name in described.REMOVED:  # type: ignore[attr-defined]
+            parser.add_argument(f"--{group}.{name}", type=Any, help=SUPPRESS)
+    trainer_options = parser.add_class_arguments(Trainer, None, skip={"precision"}, instantiate=False)
+    precisions = get_type_hints(Trainer.__init__)["precision"]
+    parser.add_argument(
+        "--precision", type=Literal["auto"] | precisions, default="auto", help="`auto`, or one of Lightning's"
+    )
+    # Our samplers share out the data among processes, and count every image once.
+    parser.set_defaults(max_epochs=10, log_every_n_steps=10, use_distributed_sampler=False, enable_model_summary=False)
+    return parser, [*trainer_options, "precision"]
+
+
+def check_options(options: Namespace, data_class: Any, model_class: Any) -> None:
+    """Refuse, before the work, options that cannot be used, and drop those of older versions. Raises `UserError`."""
+    for group, described in (("data", data_class), ("model", model_class)):
+        for name in described.REMOVED:
+            if options[group].pop(name) is not None:
+                log.warning(f"--{group}.{name} has no effect any more")
+        described.check_options(**options[group])
+    check_ranges("", RANGES, options)
+    if options.name is not None and not re.fullmatch(r"\w[^/\\]*", options.name):
+        raise UserError(f"--name {options.name}: must be usable as the name of a folder")
+    make_loggers(options.logger, Path("lightning_logs/version_0"), None)  # to hear now if they cannot be made
+
+
+def json_config(parser: Parser, options: Namespace) -> dict[str, Any]:
+    """The resolved options as JSON types, with paths that are valid in any folder."""
+    config = yaml.safe_load(parser.dump(options, skip_validation=True))
+    for group, name in (("data", "root"), ("model", "weights")):
+        if os.path.exists(config[group][name]):
+            config[group][name] = os.path.abspath(config[group][name])
+    return {name: value for name, value in config.items() if name not in ("config", "ckpt_path")}
+
+
+def find_resumed(options: Namespace) -> Checkpoint | None:
+    """Read the checkpoint to go on from, if one is asked for. Raises `UserError`."""
+    root, name = options.default_root_dir or ".", options.ckpt_path
+    if name == "auto":
+        name = "last" if checkpoints_of_runs("last", root, options.name) else None
+    if name is None:
+        return None
+    checkpoint = open_checkpoint(name, root, options.name)
+    if folder := run_of(checkpoint.path):
+        relocate(checkpoint, folder / "checkpoints")
+    return checkpoint
+
+
+def run_of(checkpoint: str) -> Path | None:
+    """The run folder that a `last.ckpt`, or the one before, goes on in; others start a run of their own."""
+    path = Path(checkpoint).absolute()
+    if path.name in ("last.ckpt", "previous.ckpt") and path.parents[0].name == "checkpoints":
+        return path.parents[1] if path.parents[2].name == "lightning_logs" else None
+    return None
+
+
+def relocate(checkpoint: Checkpoint, folder: Path) -> None:
+    """Let a checkpoint find the others of its run where they lie now: the run's folder may have been moved."""
+    for state in checkpoint.content.get("callbacks", {}).values():
+        if isinstance(state, dict) and isinstance(old := state.get("dirpath"), str):
+
+            def moved(path: str, old: str = old) -> str:
+                return str(folder / os.path.relpath(path, old)) if path.startswith(old) else path
+
+            state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+            for name in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
+                state[name] = moved(state[name])
+
+
+def check_resumable(checkpoint: Checkpoint, options: Namespace, model_class: type[LightningModule]) -> None:
+    """Refuse, before the work, what would fail late or train something else. Raises `UserError`."""
+    path, trained = checkpoint.path, checkpoint.content["hyper_parameters"]
+    if options.max_steps not in (None, -1):
+        raise UserError("--max_steps: a run that is resumed counts epochs, give --max_epochs")
+    if trained.get("fine_tune") == "gradual":
+        raise UserError(
+            f"{path} was trained with --model.fine_tune gradual, which this version does not go on with; "
+            f"start a new run from what it has learned with --model.weights {path}"
+        )
+    for name in model_class.FIXED:  # type: ignore[attr-defined]
+        if name in trained and trained[name] != options.model[name]:
+            raise UserError(f"{path} was trained with --model.{name} {trained[name]}, not {options.model[name]}")
+
+
+def has_finished(checkpoint: Checkpoint, data: ResumableData, options: Namespace, trainer: Trainer) -> bool:
+    """Whether nothing is left to do; with `--ckpt_path auto` that is no error.
+
+    Raises:
+        UserError: Nothing is left to do, or the checkpoint does not hold a run's progress.
+    """
+    path, content = checkpoint
+    progress = content.get(type(data).__qualname__)
+    if progress is None or "optimizer_states" not in content:
+        raise UserError(f"{path} holds no progress to go on from; take what it has learned with --model.weights {path}")
+    done = progress["epoch"]
+    metrics = Path(path).absolute().parents[1] / "metrics.json"
+    evaluated = metrics.exists() and metrics.stat().st_mtime >= os.path.getmtime(path)  # else that is still to be done
+    evaluated = evaluated or trainer.limit_test_batches == 0
+    stopped_early = bool(trainer.early_stopping_callbacks) and content.get("stopped_early", False)
+    stopped_early = stopped_early and done >= (trainer.min_epochs or 0)
+    all_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done
+    if not (evaluated and (stopped_early or all_epochs)):
+        return False
+    if options.ckpt_path == "auto":
+        return True
+    if stopped_early:
+        raise UserError(f"{path} was stopped early, after {done} epochs; to go on all the same: --callbacks null")
+    raise UserError(f"{path} has finished {done} of {trainer.max_epochs} epochs: ask for more with --max_epochs")
+
+
+def new_folder(root: Path, name: str | None) -> Path:
+    """Make the folder of a new run; of two runs that start at once, each gets one of its own.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    parent = root / "lightning_logs"
+    check_writable(parent, "--default_root_dir")
+    numbers = [int(found[1]) for path in parent.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
+    first = max(numbers, default=-1) + 1
+    for number in count():
+        folder = parent / (f"version_{first + number}" if name is None else f"{name}_{number}" if number else name)
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError
+
+
+def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run) -> bool:
+    """Train, from the beginning or from the checkpoint that is resumed.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        UserError: The checkpoint and the data do not fit together, or something outside the program stopped the run.
+        SystemExit: A signal stopped it.
+    """
+    log.info(data.describe())  # type: ignore[attr-defined]
+    if run.resumed is not None:
+        check_classes(run.resumed, data.class_names)  # type: ignore[attr-defined]
+        if has_finished(run.resumed, data, run.options, trainer):
+            log.info(f"{run.resumed.path} has finished its epochs")
+            return False
+        load_state(model, run.resumed)  # already here, for features of its backbone may be asked for
+    path = run.resumed and run.resumed.path
+    log.info(f"Resuming {path}" if path else model.describe())  # type: ignore[operator]
+    run.begin(trainer)
+    with user_errors(data.batch_size, trainer.accumulate_grad_batches):
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+        except Stopped as stopped:
+            given = [("default_root_dir", run.options.default_root_dir), ("name", run.options.name)]
+            again = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given if value)
+            log.info(f"{stopped}. To go on: python {shlex.quote(sys.argv[0])} --ckpt_path last{again}")
+            if stopped.status:
+                sys.exit(stopped.status)
+    return True
+
+
+def best_checkpoint(trainer: Trainer) -> str:
+    """The path of `best.ckpt`; an empty string if there is none."""
+    ours = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.filename == "best"]
+    return ours[-1].best_model_path if ours else ""

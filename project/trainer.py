@@ -1,0 +1,150 @@
+"""Lightning's Trainer as this project sets it up: precision, callbacks, checkpoints, memory."""
+
+import ctypes
+import logging
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+
+from project import UserError
+from project.callbacks import ProgressBar, Throughput
+from project.checkpoint import Checkpoint, DurableCheckpointIO
+from project.lightning_internals import leave_signals_alone
+from project.safety import LastCheckpoint, StopAtNonFinite
+
+log = logging.getLogger(__name__)
+
+
+def make_trainer(
+    monitor: str,
+    own_callbacks: Sequence[Callback] = (),
+    /,
+    *,
+    resumed: Checkpoint | None = None,
+    save_every_minutes: float | None = 10.0,
+    save_every_steps: int | None = None,
+    **options: Any,
+) -> Trainer:
+    """Lightning's Trainer with the options given, and with our callbacks and checkpoints beside them.
+
+    Args:
+        monitor: The validation metric by which `best.ckpt` is chosen; the larger, the better.
+        own_callbacks: The task's callbacks, in front of those in `options`.
+        resumed: The checkpoint to resume from, if any.
+        save_every_minutes: How often `last.ckpt` is saved within an epoch, by time.
+        save_every_steps: Likewise, by optimizer steps.
+        options: Keyword arguments of the Trainer.
+
+    Raises:
+        UserError: The options are refused; the text says why.
+    """
+    options = {"use_distributed_sampler": False, "enable_model_summary": False, **options}
+    if options.get("benchmark") is None and not options.get("deterministic"):
+        options["benchmark"] = True  # cuDNN tries its algorithms once: all batches have one shape
+    callbacks = [*own_callbacks, *as_list(options.get("callbacks"))]
+    if options.get("enable_progress_bar") is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
+        callbacks.append(ProgressBar())
+    if options.get("logger") is not False:
+        callbacks += [LearningRateMonitor("step"), Throughput()]
+    callbacks.append(StopAtNonFinite())
+    if options.get("enable_checkpointing") is not False:
+        max_seconds = seconds(options.pop("max_time", None))  # Lightning's own timer would end the epoch as if complete
+        fixed: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
+        callbacks += [
+            ModelCheckpoint(filename="best", monitor=monitor, mode="max", **fixed),
+            LastCheckpoint(save_every_minutes, save_every_steps, max_seconds),
+        ]
+    options["plugins"] = [*as_list(options.get("plugins")), DurableCheckpointIO(resumed)]
+    return build_trainer(**{**options, "callbacks": callbacks})
+
+
+def as_list(given: Any) -> list[Any]:
+    """An option that may be a list, one of its items, or None."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def seconds(max_time: Any) -> float | None:
+    """`--max_time` in seconds; None for no limit. Raises `UserError`."""
+    try:
+        return Timer(max_time).time_remaining()
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(f"--max_time {max_time}: must be DD:HH:MM:SS") from error
+
+
+def build_trainer(**options: Any) -> Trainer:
+    """Lightning's Trainer, with its refusals as errors of the user's. Raises `UserError`."""
+    try:
+        trainer = Trainer(**options)
+    except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
+        hint = " (--accelerator auto takes the best there is)" if "backend" in str(error) else ""
+        raise UserError(f"{' '.join(str(error).split())}{hint}") from error
+    leave_signals_alone(trainer)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
+
+
+def keep_freed_memory() -> None:
+    """Keep the memory that a step has freed for the next one, instead of asking the system for it anew.
+
+    glibc maps each large tensor and gives it back as soon as it is freed; the page faults are a tenth of a training
+    step on a CPU (`scripts/bench/benchmark.py --only step`). That is why PyTorch's performance tuning guide recommends
+    other allocators.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX of malloc.h: no mapping of its own for any tensor
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give back only what exceeds 2 GB
+
+
+def choose_precision(precision: str, accelerator: Any) -> str:
+    """Resolve `auto`: bf16-mixed where the device is fast at it, 16-mixed on older CUDA devices, else 32-true."""
+    if precision != "auto":
+        return precision
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        chosen, why = (
+            ("bf16-mixed", "a CUDA device with bf16")
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else ("16-mixed", "a CUDA device without bf16")
+        )
+    elif accelerator in ("auto", "cpu") and not torch.backends.mps.is_available() and cpu_has_fast_bf16():
+        chosen, why = "bf16-mixed", "a CPU with AVX512-BF16 or AMX"
+    else:
+        chosen, why = "32-true", "no device on which bf16 is known to be faster"
+    log.info(f"Precision {chosen} ({why}), channels_last; another with --precision")
+    return chosen
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Whether matrix products in bf16 have instructions of their own."""
+    # The public torch.cpu.get_capabilities is not in every version that we support.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def add_device_options(parser: ArgumentParser) -> None:
+    """The Trainer's options that matter for evaluation and prediction, under its names."""
+    parser.add_argument(
+        "--accelerator", type=str, default="auto", help="cpu, gpu, mps, …; `auto` takes the best there is"
+    )
+    parser.add_argument("--precision", type=str, default="auto", help="`auto`, or one of Lightning's")
+
+
+def inference_trainer(args: Namespace, devices: int | str = 1) -> Trainer:
+    """A Trainer that only runs a model, and leaves no files. Raises `UserError`."""
+    return build_trainer(
+        accelerator=args.accelerator,
+        devices=devices,
+        precision=choose_precision(args.precision, args.accelerator),
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[ProgressBar()],
+    )

@@ -49,7 +49,9 @@ def make_loggers(given: Any, folder: Path, purge_step: int | None) -> list[Logge
         arguments = Namespace({**spec.get("init_args", {})})
         if arguments.get("save_dir") == IN_RUN_FOLDER or name not in ("CSVLogger", "TensorBoardLogger"):
             defaults = (None, ".", "./mlruns", IN_RUN_FOLDER, "lightning_logs")
-            arguments.update({k: v for k, v in place(name, folder).items() if arguments.get(k) in defaults})
+            for argument, value in place(name, folder).items():
+                if arguments.get(argument) in defaults:
+                    arguments[argument] = value
         try:
             parsed = parser.parse_object({"logger": {"class_path": spec.class_path, "init_args": arguments.as_dict()}})
             made.append(parser.instantiate(parsed).logger)

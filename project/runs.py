@@ -163,7 +163,7 @@ def check_options(options: Namespace, data_class: Any, model_class: Any) -> None
             if options[group].pop(name) is not None:
                 log.warning(f"--{group}.{name} has no effect any more")
         described.check_options(**options[group])
-    check_ranges("", RANGES, options)
+    check_ranges("", RANGES, vars(options))
     if options.name is not None and not re.fullmatch(r"\w[^/\\]*", options.name):
         raise UserError(f"--name {options.name}: must be usable as the name of a folder")
     make_loggers(options.logger, Path("lightning_logs/version_0"), None)  # to hear now if they cannot be made

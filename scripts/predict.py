@@ -42,7 +42,7 @@ def make_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    check_ranges("", RANGES, args)
+    check_ranges("", RANGES, vars(args))
     model = load_model(open_checkpoint(args.ckpt, args.default_root_dir), ResNetClassifier)
     paths = [path for given in args.images for path in (list_images(given)[0] if os.path.isdir(given) else [given])]
     if not paths:

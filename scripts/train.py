@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
     preprocessing = preprocessing_for(options.model.arch, options.model.weights)
     if this.resumed:  # a checkpoint brings its weights
-        options.model.update(weights="none", head_start=False)
+        options.model.weights, options.model.head_start = "none", False
     net = make_resnet(options.model.arch, options.model.weights)  # before the images, for it may fail at once
     data = ImageData(preprocessing, **options.data)
     model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **options.model)

@@ -2,66 +2,22 @@
 
 import logging
 import os
+import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from project.data import ImageData
+from helpers import FAST, fill
 
+from project.classification.model import ResNetClassifier
 from project.cli import run
+from project.lightning_internals import QUIET_WARNINGS
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about behaviour, and compare runs: one device, everywhere
 torch.set_num_threads(2)
-
-SAMPLE = Path(__file__).parents[1] / "project/sample"
-COLOURS = {"blue": (30, 40, 200), "green": (30, 180, 60), "red": (210, 40, 30)}
-
-# A run of seconds: 32 pixels, random weights, no worker processes
-FAST = [
-    "--model.arch=resnet18",
-    "--model.weights=none",
-    "--data.image_size=32",
-    "--data.batch_size=8",
-    "--data.num_workers=0",
-    "--max_epochs=1",
-    "--log_every_n_steps=1",
-    "--accelerator=cpu",
-    "--enable_progress_bar=false",
-]
-
-
-def save_image(path: Path, colour: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (40, 30), seed: int = 0):
-    """A noisy image of one colour, in the format that the extension names."""
-    noise = np.random.default_rng(seed).integers(0, 30, (size[1], size[0], 3))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(path)
-    return path
-
-
-def fill(folder: Path, per_class: int, classes: tuple[str, ...] = tuple(COLOURS)) -> Path:
-    """`folder/<class>/<n>.png`"""
-    for name in classes:
-        for i in range(per_class):
-            save_image(folder / name / f"{name}-{i}.png", COLOURS.get(name, (120, 120, 120)), seed=i)
-    return folder
-
-
-PREPROCESSING = {
-    "resize_size": 256,
-    "crop_size": 224,
-    "interpolation": "bilinear",
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-}
-
-
-def make_data(root: Path, **options) -> ImageData:
-    """The data module, small and in this process."""
-    return ImageData(str(root), PREPROCESSING, **{"image_size": 32, "num_workers": 0, "batch_size": 4, **options})
 
 
 @pytest.fixture
@@ -126,10 +82,32 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for text in QUIET_WARNINGS:
+        config.addinivalue_line("filterwarnings", f"ignore:.*{text}")
     if mutant := os.environ.get("MUTANT"):  # see test_the_tests_notice_a_missing_safeguard
         from fault_server import take_out
 
         take_out(mutant)
+
+
+@pytest.fixture
+def train_until(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Train up to a batch of an epoch, where the run ends like one that is killed: with nothing saved."""
+    import train
+
+    step = ResNetClassifier.training_step
+
+    def train_until(options: list[str], epoch: int, batch_idx: int) -> None:
+        def watched(self, batch, i):
+            if (self.current_epoch, i) == (epoch, batch_idx):
+                raise SystemExit(9)
+            return step(self, batch, i)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(ResNetClassifier, "training_step", watched)
+            train.main(options)
+
+    return train_until
 
 
 @pytest.fixture(scope="session")
@@ -142,3 +120,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fill(folder / "data" / name, count)
     train.main([*FAST, f"--data.root={folder / 'data'}", f"--default_root_dir={folder}", "--max_epochs=2"])
     return folder / "lightning_logs/version_0"
+
+
+@pytest.fixture
+def away(trained, tmp_path, monkeypatch):
+    """A lone copy of the checkpoint, another working folder, the training data out of reach, and no network."""
+
+    class Offline(socket.socket):
+        def connect(self, address):
+            assert self.family == socket.AF_UNIX, f"asked the network for {address}"
+            super().connect(address)
+
+    monkeypatch.setattr(socket, "socket", Offline)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained / "checkpoints/best.ckpt", tmp_path / "model.ckpt")
+    data = trained.parents[1] / "data"
+    data.rename(data.with_name("gone"))
+    yield tmp_path
+    data.with_name("gone").rename(data)

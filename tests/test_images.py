@@ -2,10 +2,25 @@ import os
 
 import numpy as np
 import pytest
-from conftest import save_image
+import torch
+from helpers import (
+    PREPROCESSING,
+    save_image,
+)
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from torchvision.transforms._presets import ImageClassification
 
-from project.images import BadImage, find_bad_images, list_images, load_image, read_size
+from project.images import BadImage, eval_transform, list_images, load_crop, load_image, read_size
+
+
+def test_eval_transform_is_that_of_the_weights(tmp_path):
+    path = save_image(tmp_path / "a.png", (100, 20, 60), size=(320, 280))
+    image = Image.open(path)
+    ours = eval_transform(PREPROCESSING)(image)
+    mean, std = (torch.tensor(PREPROCESSING[name]).view(3, 1, 1) for name in ("mean", "std"))
+    theirs = ImageClassification(crop_size=224)(image)
+    torch.testing.assert_close((ours / 255 - mean) / std, theirs)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "JPG"])
@@ -108,8 +123,72 @@ def test_list_images_goes_deep_skips_junk_and_survives_a_link_loop(tmp_path):
     assert others == {".txt": 1, ".heic": 1}
 
 
-def test_find_bad_images_names_only_the_bad(tmp_path):
-    good = save_image(tmp_path / "good.jpg")
-    (tmp_path / "bad.jpg").write_bytes(good.read_bytes()[:300])
-    bad = find_bad_images([str(good), str(tmp_path / "bad.jpg")])
-    assert list(bad) == [str(tmp_path / "bad.jpg")]
+@pytest.fixture
+def decoded(monkeypatch) -> list[tuple[int, int]]:
+    """The sizes at which JPEGs were decoded."""
+    sizes: list[tuple[int, int]] = []
+    load = JpegImageFile.load
+
+    def watched(self):
+        sizes.append(self.size)
+        return load(self)
+
+    monkeypatch.setattr(JpegImageFile, "load", watched)
+    return sizes
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """Brightness rises to the right in red, downwards in green."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, np.full_like(x, 90)], axis=2).astype(np.uint8))
+
+
+def crop(path, box, size=64):
+    return np.asarray(load_crop(path, size, lambda height, width: box, Image.Resampling.BILINEAR), dtype=int)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),  # top, left, height, width
+    [
+        ((0, 0, 600, 800), (100, 75)),  # 600 / 64 > 8
+        ((100, 200, 256, 300), (200, 150)),
+        ((100, 200, 128, 300), (400, 300)),
+        ((100, 200, 127, 300), (800, 600)),
+        ((0, 0, 20, 20), (800, 600)),  # magnified
+    ],
+)
+def test_the_smallest_scale_that_covers_the_result(tmp_path, decoded, box, expected):
+    smooth(800, 600).save(tmp_path / "a.jpg", quality=95)
+    assert crop(tmp_path / "a.jpg", box).shape == (64, 64, 3)
+    assert decoded[0] == expected
+
+
+def test_the_crop_is_where_it_was_asked_for_at_any_scale(tmp_path):
+    for suffix in ("jpg", "png"):
+        smooth(800, 600).save(tmp_path / f"a.{suffix}", quality=95)
+    for box in [(0, 0, 600, 800), (100, 200, 256, 300), (311, 333, 260, 457), (100, 200, 127, 300), (599, 799, 1, 1)]:
+        difference = np.abs(crop(tmp_path / "a.jpg", box) - crop(tmp_path / "a.png", box))
+        assert difference.max() <= 6 and difference.mean() < 1.5, box
+
+
+def test_a_rotated_photo_is_cropped_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    smooth(800, 600).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "r.jpg", quality=95, exif=exif)
+    smooth(800, 600).save(tmp_path / "a.png")
+    asked = []
+
+    def choose(height, width):
+        asked.append((height, width))
+        return 100, 200, 256, 300
+
+    rotated = load_crop(tmp_path / "r.jpg", 64, choose, Image.Resampling.BILINEAR)
+    assert asked == [(600, 800)]
+    assert np.abs(np.asarray(rotated, dtype=int) - crop(tmp_path / "a.png", (100, 200, 256, 300))).max() <= 6
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    smooth(800, 600).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:2000])
+    with pytest.raises(BadImage, match=r"a\.jpg: "):
+        crop(tmp_path / "a.jpg", (0, 0, 600, 800))

@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-from project.data import IGNORE
 
+from project import IGNORE
 from project.metrics import EvalMetrics, confusion_figure, report, summarize
 
 NAMES = ["a", "b", "c"]

@@ -20,8 +20,7 @@ import predict
 import pytest
 import torch
 import train
-from conftest import FAST
-from test_train import Exploding
+from helpers import FAST, Exploding
 
 from project.cli import run
 
@@ -201,12 +200,12 @@ def test_what_runs_when_it_is_loaded_by_a_careless_reader_is_what_we_refuse(trai
 
 
 def test_a_manifest_cannot_reach_out_of_its_folder(fails, tmp_path):
-    from conftest import save_image
+    from helpers import save_image
 
     save_image(tmp_path / "secret/a.png")
     save_image(tmp_path / "data/b.png")
     manifest = tmp_path / "data/m.csv"
     for path in ("../secret/a.png", "x/../../secret/a.png"):
         manifest.write_text(f"path,label\nb.png,a\n{path},b\n")
-        line = fails(train.main, f"--data.root={manifest}")
+        line = fails(train.main, f"--data.root={manifest}", "--model.weights=none")
         assert f"{manifest}, line 3: {path} leads out of the manifest's folder" in line

@@ -1,24 +1,31 @@
-"""The head start, the feature cache and the file of checked images."""
-
 import os
 import shutil
 import time
+from collections import Counter
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import train
 import yaml
-from conftest import FAST, SAMPLE, fill, make_data, save_image
-from project.head_start import fit_head
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers import (
+    FAST,
+    SAMPLE,
+    WEIGHTS,
+    fill,
+    make_data,
+    reload,
+    run_train,
+    save_image,
+    scalars,
+)
 from torch.nn import functional as F
 
-from project import cache, head_start
-from project.checkpoint import load_checkpoint, load_model
-
-WEIGHTS = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
+from project import images
+from project.checkpoint import load_checkpoint
+from project.classification import head_start
+from project.classification.head_start import fit_head
+from project.classification.model import ResNetClassifier
 
 
 @pytest.fixture(autouse=True)
@@ -39,18 +46,6 @@ def computed(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(head_start, "compute_features", counting)
     return counts
-
-
-def run_train(folder, data, *options):
-    train.main([*FAST, f"--data.root={data}", f"--default_root_dir={folder}", *options])
-    return sorted((folder / "lightning_logs").iterdir(), key=lambda path: path.stat().st_ctime)[-1]
-
-
-def scalars(run, name):
-    return [(event.step, event.value) for event in EventAccumulator(str(run)).Reload().Scalars(name)]
-
-
-# The fit
 
 
 def clouds(num: int, seed: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,14 +86,11 @@ def test_a_class_without_images_has_a_place_in_the_head():
     assert weight.shape == (4, 20) and weight.isfinite().all()
 
 
-# In training
-
-
 def test_with_pretrained_weights_the_fitted_head_is_step_0_and_the_first_best_checkpoint(split, tmp_path):
     run = run_train(tmp_path, split, WEIGHTS, "--model.lr=0", "--max_epochs=1")  # lr 0: only the head start learns
     curve = scalars(run, "val/top1")
     assert curve[0][0] == 0 and len(curve) == 2
-    best = load_checkpoint(str(run / "checkpoints/best.ckpt"))
+    best = load_checkpoint(run / "checkpoints/best.ckpt").content
     assert best["global_step"] == 0 and curve[0][1] >= 0.8  # three colours
     assert scalars(run, "val/loss")[0][0] == 0
 
@@ -116,7 +108,7 @@ def test_no_epochs_leave_a_usable_model(split, tmp_path):
     run = run_train(tmp_path, split, WEIGHTS, "--max_epochs=0")
     metrics = yaml.safe_load((run / "metrics.json").read_text())
     assert metrics["top1"] >= 0.8
-    model, _ = load_model(str(run / "checkpoints/best.ckpt"))
+    model, _ = reload(run / "checkpoints/best.ckpt")
     assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).isfinite().all()
 
 
@@ -128,7 +120,7 @@ def test_no_epochs_and_no_head_start_is_nothing_to_do(fails, split, tmp_path):
 def test_training_goes_on_from_a_probe(split, tmp_path):
     run_train(tmp_path, split, WEIGHTS, "--max_epochs=0")
     train.main(["--ckpt_path=last", f"--default_root_dir={tmp_path}", "--max_epochs=2"])
-    checkpoint = load_checkpoint(str(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"))
+    checkpoint = load_checkpoint(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").content
     assert checkpoint["global_step"] == 2 * 3
 
 
@@ -155,53 +147,14 @@ def test_limited_batches_are_not_followed_by_all_the_images(split, tmp_path, com
 def test_batchnorm_has_the_statistics_of_the_new_images_before_full_fine_tuning(split, tmp_path):
     """With the pretraining's, the first step in training mode would meet other features than the head was fitted on."""
     run = run_train(tmp_path, split, WEIGHTS, "--model.lr=0", "--precision=32-true", "--data.batch_size=18")
-    model, _ = load_model(str(run / "checkpoints/best.ckpt"))
+    model, _ = reload(run / "checkpoints/best.ckpt")
     data = make_data(split, batch_size=18)
-    ((images, _),) = data.plain_loader(data.samples["train"])
+    ((images, _),) = data.image_loader(data.samples["train"])
     with torch.no_grad():
         first = model.net.conv1((images.float() - model.mean) / model.std)
     torch.testing.assert_close(model.net.bn1.running_mean, first.mean(dim=(0, 2, 3)), rtol=0.01, atol=0.01)
     original = safetensors.torch.load_file(SAMPLE / "resnet18-tiny-imagenet.safetensors")["bn1.running_mean"]
     assert not torch.allclose(model.net.bn1.running_mean, original.float(), rtol=0.2, atol=0.05)
-
-
-# --find
-
-
-def test_found_values_are_used_and_stand_in_the_config_with_a_picture(tmp_path):
-    data = fill(tmp_path / "data", 40)
-    run = run_train(tmp_path, data, WEIGHTS, "--find=lr,batch_size", "--data.batch_size=2", "--model.lr=0.5")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["data"]["batch_size"] == 8 and 1e-7 <= config["model"]["lr"] <= 0.1  # 84 images, 8 steps or more
-    assert "find" not in config
-    checkpoint = load_checkpoint(str(run / "checkpoints/last.ckpt"))
-    assert checkpoint["hyper_parameters"]["lr"] == config["model"]["lr"] and checkpoint["global_step"] == -(-84 // 8)
-    assert "find/lr" in EventAccumulator(str(run)).Reload().Tags()["images"]
-    assert not list(tmp_path.rglob(".*.ckpt"))
-
-
-@pytest.mark.slow
-def test_a_run_with_the_found_values_is_the_same(tmp_path):
-    data = fill(tmp_path / "data", 40)
-    found = run_train(tmp_path, data, "--find=lr", "--model.fine_tune=gradual", "--max_epochs=2")
-    train.main([f"--config={found / 'config.yaml'}", f"--default_root_dir={tmp_path / 'again'}"])
-    again = tmp_path / "again/lightning_logs/version_0"
-    states = [load_checkpoint(str(run / "checkpoints/last.ckpt"))["state_dict"] for run in (found, again)]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["--find=momentum"], "'momentum' cannot be found; what can is batch_size and lr"),
-        (["--find=lr", "--devices=2", "--strategy=ddp"], "--find works on one device"),
-    ],
-)
-def test_what_cannot_be_found(fails, split, tmp_path, options, expected):
-    assert expected in fails(train.main, *FAST, f"--data.root={split}", f"--default_root_dir={tmp_path}", *options)
-
-
-# The cache
 
 
 def test_a_frozen_backbone_is_run_over_each_image_once(split, tmp_path, computed):
@@ -217,7 +170,7 @@ def test_cached_and_computed_features_train_the_same_head(split, tmp_path, compu
     heads = []
     for name in ("a", "b"):
         run = run_train(tmp_path / name, split, *options)
-        heads.append(load_checkpoint(str(run / "checkpoints/last.ckpt"))["state_dict"]["net.fc.1.weight"])
+        heads.append(load_checkpoint(run / "checkpoints/last.ckpt").content["state_dict"]["net.fc.1.weight"])
     assert computed == [27] and torch.equal(*heads)
 
 
@@ -278,56 +231,6 @@ def test_augmentation_that_is_asked_for_is_not_cached_away(split, tmp_path, comp
     assert computed == []
 
 
-def test_the_cache_is_bounded_and_the_longest_unused_goes_first(empty_cache, monkeypatch):
-    monkeypatch.setattr(cache, "MAX_FEATURE_BYTES", 3500)
-    for i, key in enumerate("abc"):
-        cache.save_features(key, torch.full((250,), float(i)))  # 1,000 bytes and a header
-        os.utime(empty_cache / f"features-{key}.safetensors", (i, i))
-    assert cache.load_features("a") is not None  # used: now "b" is the oldest
-    cache.save_features("d", torch.ones(250))
-    assert cache.load_features("b") is None and cache.load_features("a")[0] == 0
-    cache.save_features("e", torch.ones(1000))
-    assert cache.load_features("e") is None  # larger than all the room
-
-
-def test_checked_images_are_not_decoded_again(flat, monkeypatch):
-    from project import samples
-
-    decoded = []
-    original = samples.find_bad_images
-    monkeypatch.setattr(samples, "find_bad_images", lambda paths: decoded.append(len(paths)) or original(paths))
-    make_data(flat)
-    make_data(flat)
-    save_image(flat / "red/new.png")
-    make_data(flat)
-    assert decoded == [30, 0, 1]
-
-
-def test_bad_images_are_found_each_time(fails, flat, tmp_path):
-    (flat / "red/red-0.png").write_bytes(b"broken")
-    for _ in range(2):
-        assert "1 of 30 images cannot be used" in fails(lambda argv: make_data(flat))
-    make_data(flat, bad_images="skip")
-    assert "1 of 30 images cannot be used" in fails(lambda argv: make_data(flat))
-
-
-def test_very_many_new_files_are_checked_only_when_asked(flat, monkeypatch, caplog):
-    from project import samples
-
-    monkeypatch.setattr(samples, "MAX_UNASKED_CHECKS", 29)
-    (flat / "red/red-0.png").write_bytes(b"broken")
-    make_data(flat)
-    assert "30 new files are too many to be checked without being asked" in caplog.text
-    with pytest.raises(Exception, match="1 of 30 images cannot be used"):
-        make_data(flat, check=True)
-
-
-def test_stamps_differ_by_path_and_content(tmp_path):
-    paths = [str(save_image(tmp_path / name)) for name in ("a.png", "b.png")]
-    first = cache.stamps(paths)
-    assert first.dtype == np.uint64 and len(set(first.tolist())) == 2 and (first == cache.stamps(paths)).all()
-
-
 @pytest.mark.slow
 def test_processes_share_the_features_out(tmp_path):
     """Two processes start from the head that one finds."""
@@ -348,3 +251,29 @@ def test_processes_share_the_features_out(tmp_path):
         (run,) = (folder / "lightning_logs").iterdir()
         curves.append(scalars(run, "val/loss"))
     assert curves[0][0][1] == pytest.approx(curves[1][0][1], rel=0.2)
+
+
+@pytest.mark.parametrize("has_test", [True, False])
+def test_the_head_start_alone_decodes_each_image_once_and_computes_no_feature_twice(
+    split, tmp_path, monkeypatch, has_test
+):
+    decoded: Counter[str] = Counter()
+    seen: Counter[bytes] = Counter()
+    load, features = images.load_image, ResNetClassifier.features
+
+    def counted_load(path, size=None):
+        decoded[path] += 1
+        return load(path, size)
+
+    def counted(self, batch):
+        seen.update(image.numpy().tobytes() for image in batch)
+        return features(self, batch)
+
+    if not has_test:
+        shutil.rmtree(split / "test")
+    monkeypatch.setattr(images, "load_image", counted_load)
+    monkeypatch.setattr(ResNetClassifier, "features", counted)
+    run = run_train(tmp_path, split, WEIGHTS, "--max_epochs=0")
+    assert set(decoded.values()) == {1} and len(decoded) == (36 if has_test else 27)
+    assert set(seen.values()) == {1} and len(seen) == len(decoded)
+    assert yaml.safe_load((run / "metrics.json").read_text())["num_samples"] == 9

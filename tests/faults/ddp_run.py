@@ -9,13 +9,13 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import torch
 import train
 from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
-from project.model import ResNetClassifier
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from project.classification.model import ResNetClassifier
 from project.cli import run
 
 torch.set_num_threads(1)

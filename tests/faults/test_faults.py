@@ -22,14 +22,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import fill
+from helpers import fill
 from torch import Tensor
 
 from project import UserError
-from project.checkpoint import DurableCheckpointIO, find_checkpoint, load_checkpoint
+from project.checkpoint import DurableCheckpointIO, load_checkpoint, open_checkpoint
 
 TESTS = Path(__file__).parent
-WEIGHTS = TESTS.parent / "project/sample/resnet18-tiny-imagenet.safetensors"
+ROOT = TESTS.parents[1]
+WEIGHTS = ROOT / "project/sample/resnet18-tiny-imagenet.safetensors"
 FARMS = 2  # runs at a time
 COMMON = [
     "--model.arch=resnet18",
@@ -55,7 +56,7 @@ class Farm:
 
     def __init__(self, cache: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(cache)}
-        environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent / "scripts"), str(TESTS)])
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "scripts"), str(TESTS)])
         self.server = subprocess.Popen(
             [sys.executable, str(TESTS / "fault_server.py")],
             stdin=subprocess.PIPE,
@@ -157,7 +158,7 @@ def differences(first: Any, second: Any, where: str = "") -> list[str]:
 def compare(reference: Path, folder: Path) -> list[str]:
     """What sets a run that was stopped and resumed apart from one that was not: weights, states, images seen."""
     parts = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step", "epoch", "ImageData")
-    states = [load_checkpoint(str(newest(run))) for run in (reference, folder)]
+    states = [load_checkpoint(newest(run)).content for run in (reference, folder)]
     found = [d for part in parts for d in differences(states[0][part], states[1][part], part)]
     extra = {"averaging_state", "current_model_state"} & states[0].keys()
     found += [d for part in extra for d in differences(states[0][part], states[1][part], part)]
@@ -313,28 +314,31 @@ def test_the_campaign_notices_a_missing_safeguard(farms, images, tmp_path, mutan
 @pytest.mark.parametrize(
     ("mutant", "test"),
     [
-        ("unpickles anything", "test_safe_files.py::test_forgeries_are_refused_on_every_path_and_never_executed"),
+        (
+            "unpickles anything",
+            "faults/test_safe_files.py::test_forgeries_are_refused_on_every_path_and_never_executed",
+        ),
         (
             "no look at the loss",
             "test_safety.py::test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_images",
         ),
         ("images of any size", "test_images.py::test_a_decompression_bomb_is_refused_before_it_is_decoded"),
-        ("any path in a manifest", "test_safe_files.py::test_a_manifest_cannot_reach_out_of_its_folder"),
+        ("any path in a manifest", "faults/test_safe_files.py::test_a_manifest_cannot_reach_out_of_its_folder"),
         ("no explanation", "test_safety.py::test_out_of_memory_says_which_batch_size_to_try"),
         (
             "keeps what was logged after the checkpoint",
-            "test_safety.py::test_what_was_logged_after_the_checkpoint_is_not_shown_twice",
+            "test_runs.py::test_what_was_logged_after_the_checkpoint_is_not_shown_twice",
         ),
         (
             "goes on with any batch size",
-            "test_safety.py::test_another_batch_size_in_the_middle_of_an_epoch_is_refused",
+            "test_loading.py::test_another_batch_size_in_the_middle_of_an_epoch_is_refused",
         ),
     ],
 )
 def test_the_tests_notice_a_missing_safeguard(mutant, test):
-    command = [sys.executable, "-m", "pytest", "-x", "-q", str(TESTS / test)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", str(ROOT / "tests" / test)]
     for environment, status in ((os.environ, 0), ({**os.environ, "MUTANT": mutant}, 1)):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
         assert done.returncode == status, done.stdout[-2000:]
 
 
@@ -396,7 +400,7 @@ def test_time_is_up_saves_and_still_evaluates(farms, images, tmp_path):
     options = [*TINY, f"--data.root={images}", "--data.num_workers=0", "--max_epochs=1000", "--max_time=00:00:00:02"]
     assert farms[0].run(tmp_path, options) == 0
     assert "Time is up" in (tmp_path / "out.txt").read_text()
-    done = load_checkpoint(str(newest(tmp_path)))["global_step"]
+    done = load_checkpoint(newest(tmp_path)).content["global_step"]
     assert 7 < done < 7000 and len((tmp_path / "steps.txt").read_text().splitlines()) == done
     assert (newest(tmp_path).parents[1] / "metrics.json").exists()
 
@@ -434,10 +438,12 @@ def recognized(finished: Path, folder: Path, content: bytes) -> bool:
     shutil.copy(finished / "previous.ckpt", run)
     (run / "last.ckpt").write_bytes(content)
     try:
-        load_checkpoint(str(run / "last.ckpt"))
+        load_checkpoint(run / "last.ckpt")
         return False
     except UserError as error:
-        return str(run / "last.ckpt") in str(error) and find_checkpoint("last", folder) == str(run / "previous.ckpt")
+        return str(run / "last.ckpt") in str(error) and open_checkpoint("last", folder).path == str(
+            run / "previous.ckpt"
+        )
 
 
 @pytest.mark.faults
@@ -475,7 +481,7 @@ def torn(farm: Farm, folder: Path, kills: int, stock: str | None = None) -> int:
         os.kill(pid, signal.SIGKILL)
         assert farm.ask({"wait": pid}) == -signal.SIGKILL
         try:
-            torch.load(path if stock else find_checkpoint("last", folder), weights_only=True)
+            torch.load(path if stock else open_checkpoint("last", folder).path, weights_only=True)
         except Exception:
             bad += 1
         for left in (ready, path, *path.parent.glob("*")):
@@ -502,7 +508,7 @@ def test_a_kill_while_saving_tears_the_stock_checkpoint_across_file_systems_and_
 
 
 def last_is_whole(folder: Path) -> bool:
-    return find_checkpoint("last", folder).endswith("last.ckpt")
+    return open_checkpoint("last", folder).path.endswith("last.ckpt")
 
 
 @pytest.fixture
@@ -549,7 +555,7 @@ def test_a_folder_that_turns_read_only_ends_in_one_line_and_keeps_the_last_check
 def test_a_checkpoint_that_cannot_be_saved_leaves_the_one_before(finished, tmp_path):
     path = tmp_path / "last.ckpt"
     shutil.copy(finished / "last.ckpt", path)
-    checkpoint = load_checkpoint(str(path))
+    checkpoint = load_checkpoint(path).content
     path.with_name("last.ckpt.part").mkdir()
     with pytest.raises(UserError, match=r"cannot save .*last\.ckpt .*the checkpoint that was there is kept"):
         DurableCheckpointIO().save_checkpoint(checkpoint, path)

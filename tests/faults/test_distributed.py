@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST, fill
+from helpers import FAST, fill
 
 from project.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parents[1]
-RUN = str(ROOT / "tests/ddp_run.py")
+ROOT = Path(__file__).parents[2]
+RUN = str(ROOT / "tests/faults/ddp_run.py")
 OPTIONS = [*FAST, "--max_epochs=2", "--save_every_steps=1", "--strategy=ddp", "--ckpt_path=auto", "--data.batch_size=3"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
@@ -39,7 +39,7 @@ def torchrun(*options: str) -> list[str]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     (last,) = folder.glob("lightning_logs/version_0/checkpoints/last.ckpt")
-    return load_checkpoint(str(last))["state_dict"]
+    return load_checkpoint(last).content["state_dict"]
 
 
 def same(first: Path, second: Path) -> bool:
@@ -115,7 +115,7 @@ def test_fsdp_goes_on_the_same_and_decays_kernels_alone(uneven, tmp_path):
             assert done.returncode == 0, done.stderr
     assert same(tmp_path / "whole", tmp_path / "cut")
     last = tmp_path / "cut/lightning_logs/version_0/checkpoints/last.ckpt"
-    groups = load_checkpoint(str(last))["optimizer_states"][0]["param_groups"]
+    groups = load_checkpoint(last).content["optimizer_states"][0]["param_groups"]
     decays = {group["name"]: group["weight_decay"] for group in groups}
     assert decays == {"backbone": 0.05, "backbone (no decay)": 0, "head": 0.05, "head (no decay)": 0}
 

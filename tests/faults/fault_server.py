@@ -32,17 +32,23 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from PIL import Image
-from project.model import ResNetClassifier
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 
 import project.checkpoint
+import project.files
 import project.images
+import project.loggers
 import project.metrics
 import project.safety
-from project import cli, data
+from project import loading, trainer
 from project.checkpoint import DurableCheckpointIO
+from project.classification import pictures
+from project.classification.data import ImageData
+from project.classification.datasets import ImageDataset
+from project.classification.model import ResNetClassifier
+from project.cli import run as run_script
 
 
 def tiny_network(arch: str, weights: Any = None) -> nn.Module:
@@ -100,7 +106,7 @@ def kill_in_window(window: str, count: int) -> None:
         "epoch start": (project.safety.LastCheckpoint, "on_train_epoch_start"),
         "after a step": (project.safety.LastCheckpoint, "on_train_batch_end"),
         "worker start": (DataLoader, "__iter__"),
-        "sealing": (project.checkpoint, "seal"),
+        "sealing": (project.checkpoint, "append_checksum"),
         "renaming": (os, "replace"),
         "test": (ResNetClassifier, "test_step"),
     }
@@ -110,7 +116,7 @@ def kill_in_window(window: str, count: int) -> None:
         original = project.safety.LastCheckpoint.on_train_batch_end
 
         def at_last(self: Any, trainer: Any, *args: Any) -> None:
-            if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            if trainer.is_last_batch:
                 pass_by()
             original(self, trainer, *args)
 
@@ -126,11 +132,12 @@ class StockCheckpoint(ModelCheckpoint):
         super().__init__(filename="last", every_n_train_steps=every_steps, enable_version_counter=False)
 
 
-def stock_loader(self: data.ImageData) -> DataLoader:
-    return DataLoader(self.dataset("train"), batch_size=self.batch_size, shuffle=True, collate_fn=None)
+def stock_loader(self: ImageData) -> DataLoader:
+    dataset = ImageDataset(self.samples["train"], self.class_names, self.train_transform)
+    return DataLoader(dataset, batch_size=self.batch_size, shuffle=True)
 
 
-def without_seed(self: data.ImageDataset, item: Any) -> Any:
+def without_seed(self: ImageDataset, item: Any) -> Any:
     i = item[0] if isinstance(item, tuple) else item
     return self.transform(os.fsdecode(self.paths[i])), int(self.labels[i])
 
@@ -142,22 +149,22 @@ def in_place(path: Any, mode: str) -> Any:
 def take_out(mutant: str) -> None:
     """The safeguards, one by one."""
     if mutant == "stock loader":
-        data.ImageData.train_dataloader = stock_loader  # type: ignore[method-assign]
-        data.ImageDataset.__getitem__ = without_seed  # type: ignore[method-assign]
+        ImageData.train_dataloader = stock_loader  # type: ignore[method-assign]
+        ImageDataset.__getitem__ = without_seed  # type: ignore[method-assign]
     elif mutant == "stock checkpoint":
-        cli.LastCheckpoint = StockCheckpoint  # type: ignore[misc,assignment]
-        cli.DurableCheckpointIO = TorchCheckpointIO  # type: ignore[misc,assignment]
+        trainer.LastCheckpoint = StockCheckpoint  # type: ignore[misc,assignment]
+        trainer.DurableCheckpointIO = lambda resumed: TorchCheckpointIO()  # type: ignore[misc,assignment]
     elif mutant == "no position":
-        data.ImageData.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
+        ImageData.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
     elif mutant == "no seed of an image":
-        data.ImageDataset.__getitem__ = without_seed  # type: ignore[method-assign]
+        ImageDataset.__getitem__ = without_seed  # type: ignore[method-assign]
     elif mutant == "no seed of a step":
-        data.torch.manual_seed = lambda seed: None  # type: ignore[attr-defined,assignment]
+        loading.torch.manual_seed = lambda seed: None  # type: ignore[attr-defined,assignment]
     elif mutant == "saves after any step":
         project.safety.resumable_after = lambda trainer, batch_idx: True
     elif mutant == "written in place":
         os.replace = lambda draft, path: None  # type: ignore[assignment]
-        project.checkpoint.open = in_place  # type: ignore[attr-defined]
+        project.files.open = in_place  # type: ignore[attr-defined]
     elif mutant == "trusts any file":
         project.checkpoint.is_whole = lambda path: True
     elif mutant == "unpickles anything":
@@ -173,9 +180,9 @@ def take_out(mutant: str) -> None:
     elif mutant == "no explanation":
         project.safety.explanation = lambda *args: None  # type: ignore[assignment]
     elif mutant == "keeps what was logged after the checkpoint":
-        cli.TensorBoardLogger = lambda *args, purge_step, **options: TensorBoardLogger(*args, **options)  # type: ignore
+        project.loggers.TensorBoardLogger = lambda purge_step, **options: TensorBoardLogger(**options)  # type: ignore
     elif mutant == "goes on with any batch size":
-        data.ImageData.images_a_step = 0  # type: ignore[method-assign,assignment]
+        ImageData.global_batch_size = 0  # type: ignore[method-assign,assignment]
     elif mutant == "nothing saved on a signal":
         project.safety.LastCheckpoint.on_train_start = lambda self, trainer, module: None  # type: ignore[method-assign]
     else:
@@ -217,13 +224,14 @@ def run(job: dict[str, Any]) -> None:
     if not job.get("real"):
         torchvision.models.get_model = tiny_network  # type: ignore[assignment]
         SummaryWriter.add_figure = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
-        project.metrics.confusion_figure = lambda *args: Figure()  # pictures are half of a tiny run's time
+        # Pictures are half of a tiny run's time.
+        project.metrics.confusion_figure = pictures.confusion_figure = lambda *args: Figure()
     log_steps(folder / "steps.txt")
     if job.get("mutant"):
         take_out(job["mutant"])
     if job.get("window"):
         kill_in_window(job["window"], job["count"])
-    cli.run(lambda: train.main(job["argv"]))
+    run_script(lambda: train.main(job["argv"]))
 
 
 def main() -> None:

@@ -8,18 +8,14 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from conftest import SAMPLE
-from lightning.pytorch import Trainer
-from project.model import Arch, ResNetClassifier, named_weights, part_of, preprocessing_for
+from helpers import (
+    SAMPLE,
+    Exploding,
+    make,
+)
 
 from project import UserError
-
-PREPROCESSING = preprocessing_for("resnet18", "none")
-
-
-def make(num_classes=3, **options):
-    names = [f"class-{i}" for i in range(num_classes)]
-    return ResNetClassifier(names, PREPROCESSING, **{"arch": "resnet18", "weights": "none", **options})
+from project.weights import Arch, named_weights, preprocessing_for
 
 
 @pytest.fixture
@@ -40,26 +36,10 @@ def test_every_resnet_of_torchvision_is_offered():
     assert set(get_args(Arch)) == resnets
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d"])
-def test_logits_for_any_number_of_classes(arch):
-    logits = make(5, arch=arch).eval()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
-    assert logits.shape == (2, 5) and logits.dtype == torch.float32
-
-
-def test_forward_normalizes_as_the_weights_want():
-    model = make().eval()
-    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    mean, std = (torch.tensor(PREPROCESSING[name]).view(3, 1, 1) for name in ("mean", "std"))
-    torch.testing.assert_close(model(images), model.net((images / 255 - mean) / std), rtol=1e-3, atol=1e-4)
-
-
 def test_preprocessing_belongs_to_the_weights():
     newest, first = (preprocessing_for("resnet50", name) for name in ("DEFAULT", "IMAGENET1K_V1"))
     assert newest["resize_size"] == 232 and first["resize_size"] == 256
     assert newest["mean"] == [0.485, 0.456, 0.406] and newest["interpolation"] == "bilinear"
-
-
-# Weights
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pth", "nested", "data_parallel"])
@@ -96,14 +76,6 @@ def test_weights_of_no_resnet(tmp_path):
     torch.save({"a.weight": torch.zeros(3)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="they are of no ResNet"):
         make(weights=str(tmp_path / "w.pth"))
-
-
-class Exploding:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")  # whoever unpickles this leaves a file behind
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.ckpt"])
@@ -177,103 +149,3 @@ def test_a_download_is_checked_and_a_wrong_one_refused(no_network, monkeypatch):
         make(weights="DEFAULT")
     assert asked == [named_weights("resnet18", "DEFAULT").url]
     assert not list(no_network.glob("*.pth"))
-
-
-# What learns, and how fast
-
-
-def optimizer_of(model, **trainer_options):
-    options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "max_epochs": 10}
-    model.trainer = Trainer(**{**options, **trainer_options})
-    type(model.trainer).estimated_stepping_batches = property(lambda self: 100)
-    configured = model.configure_optimizers()
-    return configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-
-
-@pytest.fixture(autouse=True)
-def restore_trainer(monkeypatch):
-    monkeypatch.setattr(Trainer, "estimated_stepping_batches", Trainer.estimated_stepping_batches)
-
-
-def test_norms_and_biases_do_not_decay():
-    model = make()
-    optimizer, _ = optimizer_of(model)
-    decaying = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
-    for name, parameter in model.net.named_parameters():
-        is_kernel = name.endswith("weight") and ("conv" in name or "downsample.0" in name or name.startswith("fc"))
-        assert (id(parameter) in decaying) == is_kernel, name
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.net.parameters()))
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
-)
-def test_optimizers_and_the_backbones_own_rate(name, kind):
-    optimizer, _ = optimizer_of(make(optimizer=name, lr=0.01, backbone_lr_factor=0.1, warmup_ratio=0.0))
-    assert type(optimizer) is kind
-    rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
-    assert rates == {"backbone": pytest.approx(0.001), "head": pytest.approx(0.01)}
-
-
-def test_schedule_warms_up_and_ends_at_zero():
-    model = make(warmup_ratio=0.1)
-    factors = [model.lr_factor(step, 100, "head") for step in range(101)]
-    assert factors[:10] == sorted(factors[:10]) and 0 < factors[0] < 0.2 and factors[10] == 1.0
-    assert factors[10:] == sorted(factors[10:], reverse=True) and factors[100] == pytest.approx(0)
-    assert make(schedule="constant").lr_factor(99, 100, "head") == 1.0
-    assert model.lr_factor(5, float("inf"), "head") == 1.0
-
-
-@pytest.mark.parametrize(
-    "options", [{"dropout": 3}, {"lr": -1}, {"label_smoothing": 2}, {"warmup_ratio": -1}, {"weight_decay": -1}]
-)
-def test_options_out_of_range(options):
-    ((name, value),) = options.items()
-    with pytest.raises(UserError, match=rf"--model\.{name} {value}: must be"):
-        make(**options)
-
-
-def test_head_only_trains_the_head_and_leaves_batchnorm_alone():
-    model = make(fine_tune="head", dropout=0.5)
-    assert {name for name, p in model.net.named_parameters() if p.requires_grad} == {"fc.1.weight", "fc.1.bias"}
-    optimizer, _ = optimizer_of(model)
-    assert {group["part"] for group in optimizer.param_groups} == {"head"}
-    model.train()
-    before = model.net.bn1.running_mean.clone()
-    model(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))
-    assert torch.equal(model.net.bn1.running_mean, before)
-    assert model.net.fc.training and not model.net.layer4.training
-
-
-def test_gradual_unfreezing_goes_from_the_head_down():
-    model = make(fine_tune="gradual", warmup_ratio=0.0)
-    optimizer_of(model)
-    order = {}
-    for epoch in range(10):
-        model.trainer.fit_loop.epoch_progress.current.completed = epoch
-        model.on_train_epoch_start()
-        for name, p in model.net.named_parameters():
-            assert p.requires_grad == (part_of(name) not in model.frozen)
-            assert (model.lr_factor(1, 100, part_of(name)) > 0) == p.requires_grad
-            if p.requires_grad:
-                order.setdefault(part_of(name), epoch)
-    assert order == {"head": 0, "layer4": 1, "layer3": 2, "layer2": 3, "layer1": 4, "stem": 5}
-    assert model.net.bn1.training
-
-
-def test_gradual_unfreezing_needs_an_end():
-    with pytest.raises(UserError, match="needs an end"):
-        optimizer_of(make(fine_tune="gradual"), max_epochs=-1)
-
-
-def test_class_weights_and_mixed_labels_reach_the_loss():
-    torch.manual_seed(0)
-    model = make(label_smoothing=0.0).eval()
-    model.log = lambda *args, **kwargs: None
-    model.requires_grad_(False)
-    images, labels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 0, 0, 0, 1, 2])
-    plain = model.training_step((images, labels), 0)
-    assert plain == pytest.approx(model.training_step((images, torch.eye(3)[labels]), 0).item(), rel=1e-5)
-    model.class_weights = torch.tensor([0.0, 0.0, 1.0])
-    only_last = torch.nn.functional.cross_entropy(model(images[5:]), labels[5:])
-    assert model.training_step((images, labels), 0) == pytest.approx(only_last.item(), rel=1e-5)

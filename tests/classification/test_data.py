@@ -1,0 +1,55 @@
+import logging
+
+import pytest
+import torch
+from helpers import (
+    fill,
+    make_data,
+)
+
+from project import UserError
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0},
+        {"val_fraction": 0.6, "test_fraction": 0.5},
+        {"image_size": 8},
+        {"flip": 2},
+        {"crop_scale": 0},
+        {"mixup": -1},
+        {"cutmix": -1},
+        {"random_erasing": 4},
+        {"num_workers": -1},
+    ],
+)
+def test_options_out_of_range(flat, options):
+    with pytest.raises(UserError, match=f"--data.{next(iter(options))}"):
+        make_data(flat, **options)
+
+
+def test_batches_are_uint8_images_with_the_right_labels(split):
+    data = make_data(split)
+    images, labels = next(iter(data.val_dataloader()))
+    assert images.dtype == torch.uint8 and images.shape == (4, 3, 32, 32)
+    assert labels.dtype == torch.int64 and labels.tolist() == [0, 0, 0, 1]
+    for image, label in zip(*next(iter(data.train_dataloader())), strict=True):
+        strongest = image.float().mean(dim=(1, 2)).argmax().item()
+        assert data.class_names[label] == ("red", "green", "blue")[strongest]
+
+
+def test_balance(tmp_path):
+    root = fill(tmp_path, 40, ("blue",))
+    fill(root, 10, ("red",))
+    data = make_data(root, balance="loss")
+    assert data.class_weights == pytest.approx([35 / (2 * 28), 35 / (2 * 7)])
+    assert make_data(root).class_weights is None
+    data = make_data(root, balance="sampler", batch_size=35)
+    drawn = torch.cat([next(iter(data.train_dataloader()))[1] for _ in range(1)])
+    assert 8 <= (drawn == 1).sum() <= 27  # 17.5 expected of 35, standard deviation 3; unbalanced 7
+
+
+def test_the_log_names_what_was_found(split, caplog):
+    caplog.set_level(logging.INFO)
+    assert "3 classes; 18 train, 9 val, 9 test images; seen at 32 x 32 pixels" in make_data(split).describe()

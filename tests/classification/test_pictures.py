@@ -1,0 +1,27 @@
+"""The pictures of a classifier in training."""
+
+import numpy as np
+import pytest
+import torch
+import train
+from helpers import FAST
+
+from project.classification.pictures import image_grid
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_grid_shows_images_under_their_names(mixed):
+    images = torch.full((3, 3, 8, 8), 200, dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 1])
+    figure = image_grid(images, torch.eye(2)[labels] if mixed else labels, ["cat", "dog"])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [name + (" (mixed)" if mixed else "") for name in ("cat", "dog", "dog")]
+    assert (np.asarray(figure.axes[0].images[0].get_array()) == 200).all()
+    assert len(image_grid(torch.zeros(20, 3, 8, 8), torch.zeros(20, dtype=torch.long), ["a"]).axes) == 16
+
+
+def test_features_are_not_drawn(split, tmp_path):
+    options = [*FAST, f"--data.root={split}", f"--default_root_dir={tmp_path}", "--logger=false"]
+    train.main([*options, "--model.fine_tune=head"])
+    pictures = tmp_path / "lightning_logs/version_0/pictures"
+    assert [path.name for path in pictures.iterdir()] == ["val_confusion_matrix.png"]

@@ -1,0 +1,123 @@
+"""Small real images, the options of a run of seconds, and short ways to what a run leaves behind."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import train
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from project.checkpoint import load_checkpoint, load_model, open_checkpoint
+from project.classification.data import ImageData
+from project.classification.model import ResNetClassifier
+from project.runs import make_parser
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "project/sample"
+
+
+COLOURS = {"blue": (30, 40, 200), "green": (30, 180, 60), "red": (210, 40, 30)}
+
+
+FAST = [
+    "--model.arch=resnet18",
+    "--model.weights=none",
+    "--data.image_size=32",
+    "--data.batch_size=8",
+    "--data.num_workers=0",
+    "--max_epochs=1",
+    "--log_every_n_steps=1",
+    "--accelerator=cpu",
+    "--enable_progress_bar=false",
+]
+
+
+def save_image(path: Path, colour: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (40, 30), seed: int = 0):
+    """A noisy image of one colour, in the format that the extension names."""
+    noise = np.random.default_rng(seed).integers(0, 30, (size[1], size[0], 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(path)
+    return path
+
+
+def fill(folder: Path, per_class: int, classes: tuple[str, ...] = tuple(COLOURS)) -> Path:
+    """`folder/<class>/<n>.png`"""
+    for name in classes:
+        for i in range(per_class):
+            save_image(folder / name / f"{name}-{i}.png", COLOURS.get(name, (120, 120, 120)), seed=i)
+    return folder
+
+
+PREPROCESSING = {
+    "resize_size": 256,
+    "crop_size": 224,
+    "interpolation": "bilinear",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+
+
+def make_data(root: Path, **options) -> ImageData:
+    """The data module, small and in this process."""
+    return ImageData(PREPROCESSING, root=str(root), **{"image_size": 32, "num_workers": 0, "batch_size": 4, **options})
+
+
+class Exploding:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def bad_checkpoints(good: Path, folder: Path) -> dict[str, Path]:
+    content = good.read_bytes()
+    (folder / "truncated.ckpt").write_bytes(content[: len(content) // 2])
+    (folder / "empty.ckpt").write_bytes(b"")
+    (folder / "text.ckpt").write_text("hello")
+    (folder / "pickle.ckpt").write_bytes(pickle.dumps(Exploding(folder / "ran")))
+    torch.save({"state_dict": {}, "x": Exploding(folder / "ran")}, folder / "malicious.ckpt")
+    checkpoint = torch.load(good, weights_only=True)
+    torch.save(checkpoint["state_dict"], folder / "weights.ckpt")
+    torch.save({**checkpoint, "hyper_parameters": [1]}, folder / "list.ckpt")
+    torch.save({**checkpoint, "state_dict": {"a": 1}}, folder / "hollow.ckpt")
+    torch.save({**checkpoint, "config": {"data": [1]}}, folder / "no-config.ckpt")
+    hyper_parameters = {**checkpoint["hyper_parameters"], "preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    torch.save({**checkpoint, "hyper_parameters": hyper_parameters}, folder / "no-sizes.ckpt")
+    return {path.stem: path for path in folder.glob("*.ckpt")}
+
+
+def make(num_classes=3, **options):
+    names = [f"class-{i}" for i in range(num_classes)]
+    return ResNetClassifier(names, PREPROCESSING, **{"arch": "resnet18", "weights": "none", **options})
+
+
+WEIGHTS = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
+
+
+def run_train(folder, data, *options):
+    train.main([*FAST, f"--data.root={data}", f"--default_root_dir={folder}", *options])
+    return sorted((folder / "lightning_logs").iterdir(), key=lambda path: path.stat().st_ctime)[-1]
+
+
+def scalars(run, name):
+    return [(event.step, event.value) for event in EventAccumulator(str(run)).Reload().Scalars(name)]
+
+
+def parse(*argv: object) -> Any:
+    """The options of scripts/train.py as parsed, before anything is resolved or checked."""
+    return make_parser("", ImageData, ResNetClassifier)[0].parse_args([str(word) for word in argv])
+
+
+def last_of(root: Path) -> dict[str, Any]:
+    """The content of the newest run's `last.ckpt`."""
+    return open_checkpoint("last", root).content
+
+
+def reload(path: Path) -> tuple[ResNetClassifier, dict[str, Any]]:
+    """The model of a checkpoint, and its configuration."""
+    checkpoint = load_checkpoint(path)
+    return load_model(checkpoint, ResNetClassifier), checkpoint.content["config"]

@@ -1,0 +1,55 @@
+"""What a run keeps and shows while it trains."""
+
+import logging
+
+import yaml
+from helpers import make, make_data
+from lightning.pytorch import Callback, Trainer
+
+from project.callbacks import ProgressBar, RunFolder, Throughput, is_logging_step, run_folder
+
+
+def quiet_trainer(*callbacks: Callback, **options) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    return Trainer(accelerator="cpu", max_epochs=1, callbacks=list(callbacks), **{**quiet, **options})
+
+
+def test_the_config_is_in_the_folder_and_in_every_checkpoint(split, tmp_path):
+    config = {"seed": 1, "data": {"root": "Läufe"}}
+    trainer = quiet_trainer(RunFolder(tmp_path / "run", config), enable_progress_bar=False)
+    trainer.fit(make(), datamodule=make_data(split))
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text()) == config
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    import torch
+
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["config"] == config
+    assert run_folder(trainer) == tmp_path / "run" and run_folder(quiet_trainer()) is None
+
+
+def test_throughput_counts_all_batches_but_the_first(split):
+    logged = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            logged.append("train/images_per_second" in trainer.callback_metrics)
+
+    throughput = Throughput()
+    trainer = quiet_trainer(throughput, Watch(), enable_progress_bar=False)
+    trainer.fit(make(), datamodule=make_data(split))  # 18 images in batches of 4
+    assert throughput.num_samples == 14 and logged == [False, True, True, True, True]
+
+
+def test_the_progress_bar_reads_metrics_only_in_logging_steps(split, capsys):
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append((trainer.global_step, is_logging_step(trainer)))
+
+    bar = ProgressBar()
+    trainer = quiet_trainer(bar, Watch(), log_every_n_steps=2)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    trainer.fit(make(), datamodule=make_data(split))
+    assert seen == [(1, False), (2, True), (3, False), (4, True), (5, False)]
+    assert {"train/loss_step", "val/top1"} <= bar.shown.keys() and "v_num" not in bar.shown
+    assert "Epoch" in capsys.readouterr().err

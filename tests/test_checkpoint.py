@@ -1,0 +1,58 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import train
+from helpers import (
+    FAST,
+)
+
+from project.checkpoint import DurableCheckpointIO, load_checkpoint, open_checkpoint
+from project.cli import run
+
+
+def test_a_damaged_last_checkpoint_does_not_take_the_place_of_the_one_before(flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
+    train.main([*options, "--max_epochs=2"])
+    last = Path(open_checkpoint("last", tmp_path).path)
+    before = last.with_name("previous.ckpt").read_bytes()
+    last.write_bytes(last.read_bytes()[:-100])
+    io = DurableCheckpointIO()
+    io.save_checkpoint(load_checkpoint(last.with_name("previous.ckpt")).content, last)
+    assert last.with_name("previous.ckpt").read_bytes() == before
+    io.save_checkpoint(load_checkpoint(last).content, last)
+    assert last.with_name("previous.ckpt").read_bytes() == last.read_bytes()
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    """As far as a test can tell: what is asked of the system, in which order."""
+    asked = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda number: asked.append(os.readlink(f"/proc/self/fd/{number}")) or fsync(number)
+    )
+    monkeypatch.setattr(os, "replace", lambda old, new: asked.append(str(new)) or replace(old, new))
+    DurableCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(3)}}, tmp_path / "best.ckpt")
+    assert asked == [str(tmp_path / "best.ckpt.part"), str(tmp_path / "best.ckpt"), str(tmp_path)]
+
+
+def test_a_signal_that_interrupts_a_save_ends_with_its_status(flat, tmp_path, monkeypatch):
+    """torch's writer makes another error of it."""
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
+    write = torch.save
+
+    def interrupted(checkpoint, file):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        write(checkpoint, file)
+        raise RuntimeError("unexpected pos 23104 vs 23000")
+
+    train.main(options)
+    before = Path(open_checkpoint("last", tmp_path).path).read_bytes()
+    monkeypatch.setattr("project.checkpoint.torch.save", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: train.main([*options, "--max_epochs=2", "--ckpt_path=last"]))
+    assert stop.value.code == 130 and Path(open_checkpoint("last", tmp_path).path).read_bytes() == before

@@ -1,0 +1,59 @@
+"""Files are written in full or not at all, and one process at a time writes to a folder."""
+
+import subprocess
+import sys
+
+import pytest
+
+from project import UserError
+from project.files import check_writable, lock, read_tensors, whole, write_text
+
+
+def test_a_file_is_replaced_in_full_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "new/a.txt"
+    write_text(path, "first")
+    with pytest.raises(ZeroDivisionError), whole(path) as file:
+        file.write(b"half of the sec")
+        raise ZeroDivisionError
+    assert path.read_text() == "first"
+    with whole(path, durable=True, previous=tmp_path / "new/before.txt") as file:
+        file.write(b"second")
+    assert path.read_text() == "second" and (tmp_path / "new/before.txt").read_text() == "first"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a.txt", "before.txt"]
+
+
+def test_names_that_are_not_utf8_are_written_as_they_are(tmp_path):
+    write_text(tmp_path / "a.txt", "caf\udce9")
+    assert (tmp_path / "a.txt").read_bytes() == b"caf\xe9"
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_what_is_no_tensor_file_is_named_with_its_role(tmp_path, name):
+    (tmp_path / name).write_bytes(b"hello")
+    with pytest.raises(UserError, match=f"checkpoint .*{name}: "):
+        read_tensors(str(tmp_path / name), "checkpoint")
+
+
+def test_a_folder_that_cannot_be_written_names_the_option(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file.*--output"):
+        check_writable(tmp_path / "file", "--output")
+
+
+def test_a_folder_is_locked_for_other_processes_and_free_when_this_one_is_killed(tmp_path):
+    code = (
+        "import sys, os, pathlib; from project.files import lock\n"
+        "kept = lock(pathlib.Path(sys.argv[1])); child = os.fork()\n"
+        "if child == 0:\n"  # as a data worker, which may outlive its parent
+        "    import time; time.sleep(60)\n"
+        "print(child, flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes)
+    child = int(process.stdout.readline())
+    with pytest.raises(UserError, match="another process is writing to"):
+        lock(tmp_path)
+    process.kill()
+    process.wait()
+    assert lock(tmp_path) is not None
+    subprocess.run(["kill", "-9", str(child)], check=False)

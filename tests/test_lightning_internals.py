@@ -1,0 +1,68 @@
+"""Each undocumented name of Lightning that is used is there, and does what it is used for."""
+
+import logging
+
+import pytest
+import torch
+from helpers import make, make_data
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader
+
+from project import lightning_internals as internals
+from project.cli import set_up_messages
+
+
+@pytest.fixture
+def trainer() -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(accelerator="cpu", max_epochs=2, num_sanity_val_steps=0, **quiet)
+
+
+def test_signals_are_left_alone(trainer, split):
+    import signal
+
+    def ours(signum, frame):
+        pass
+
+    signal.signal(signal.SIGTERM, ours)
+    internals.leave_signals_alone(trainer)
+    trainer.fit(make(), datamodule=make_data(split))
+    assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_counters_of_batches_and_epochs(trainer, split):
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            counters = internals.batches_done(trainer), internals.batches_done_in_all(trainer)
+            seen.append((*counters, internals.epoch_is_over(trainer)))
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(internals.epoch_is_over(trainer))
+
+    trainer.callbacks.append(Watch())
+    trainer.val_check_interval = 3
+    trainer.fit(make(), datamodule=make_data(split, batch_size=6))  # 3 batches an epoch
+    one = [(1, 0, False), (2, 1, False), (3, 2, False), True]
+    assert seen == [*one, (1, 3, False), (2, 4, False), (3, 5, False), True]
+    assert internals.batches_between_validations(trainer) == 3
+
+
+def test_children_are_forgotten(trainer):
+    several = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+    several.strategy.launcher.procs.append("a process")
+    internals.forget_children(several)
+    assert several.strategy.launcher.procs == []
+    internals.forget_children(trainer)  # has started none
+
+
+def test_advice_on_what_is_settled_is_not_given(trainer, split, caplog, recwarn):
+    set_up_messages()
+    for name in internals.QUIET_LOGGERS:
+        assert logging.getLogger(name).level == logging.WARNING
+    data = make_data(split)
+    trainer.fit(make(), datamodule=data)
+    trainer.test(make(), DataLoader([(torch.zeros(3, 32, 32, dtype=torch.uint8), 0)]), verbose=False)
+    texts = [str(warning.message) for warning in recwarn if "lightning" in str(warning.filename)]
+    assert not [text for text in texts if "workers" in text or "training batches" in text]

@@ -1,0 +1,357 @@
+"""A run: its options, its folder, and what it goes on from."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import train
+from helpers import FAST, ROOT, SAMPLE, bad_checkpoints, last_of, parse, save_image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from project import checkpoint
+from project.checkpoint import load_checkpoint
+from project.classification.data import ImageData
+from project.classification.model import ResNetClassifier
+from project.loggers import make_loggers
+from project.runs import Run, new_folder, start
+
+
+def test_what_was_logged_after_the_checkpoint_is_not_shown_twice(flat, tmp_path, train_until):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=3"]
+    train_until(options, epoch=1, batch_idx=2)
+    train.main([*options, "--ckpt_path=last"])
+    events = EventAccumulator(str(tmp_path / "lightning_logs/version_0")).Reload()
+    assert [event.step for event in events.Scalars("train/loss_step")] == list(range(9))
+
+
+def test_auto_starts_resumes_and_then_has_nothing_to_do(flat, tmp_path, caplog):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--ckpt_path=auto"]
+    caplog.set_level("INFO", logger="project")
+    train.main(options)
+    train.main([*options, "--max_epochs=2"])
+    train.main([*options, "--max_epochs=2"])
+    assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+    assert last_of(tmp_path)["global_step"] == 6
+    assert "has finished its epochs" in caplog.text
+
+
+def test_a_run_that_stopped_early_stays_stopped(fails, flat, tmp_path, caplog):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=9"]
+    stopping = ["--callbacks+=EarlyStopping", "--callbacks.monitor=val/top1", "--callbacks.patience=1"]
+    stopping += ["--callbacks.min_delta=2"]  # which no epoch brings
+    caplog.set_level("INFO", logger="project")
+    train.main([*options, *stopping])
+    figures = tmp_path / "lightning_logs/version_0/metrics.json"
+    epochs = last_of(tmp_path)["epoch"] + 1
+    assert epochs == 2
+    assert "was stopped early, after 2 epochs" in fails(train.main, *options, *stopping, "--ckpt_path=last")
+
+    figures.unlink()  # as if it had been killed before the end
+    train.main([*options, *stopping, "--ckpt_path=auto"])
+    assert figures.exists() and last_of(tmp_path)["global_step"] == 6
+    train.main([*options, *stopping, "--ckpt_path=auto"])
+    assert "has finished its epochs" in caplog.text
+    train.main([f"--default_root_dir={tmp_path}", "--ckpt_path=last", "--max_epochs=3", "--callbacks=null"])
+    assert last_of(tmp_path)["global_step"] == 9
+
+
+def test_no_test_is_no_error(flat, tmp_path, capsys):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--limit_test_batches=0"]
+    train.main(options)
+    train.main([*options, "--enable_checkpointing=false", "--logger=false"])
+    assert "macro_f1" not in capsys.readouterr().out
+
+
+def test_a_frozen_backbone_is_that_of_the_checkpoint_when_its_run_goes_on(split, tmp_path, train_until):
+    """Its features are asked for before Lightning loads the checkpoint."""
+    weights = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
+    options = [*FAST, weights, f"--data.root={split}", "--model.fine_tune=head", "--precision=32-true"]
+    train.main([*options, f"--default_root_dir={tmp_path / 'whole'}", "--max_epochs=3"])
+    train_until([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=3"], epoch=1, batch_idx=1)
+    train.main([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=3", "--ckpt_path=last"])
+    whole, cut = (last_of(tmp_path / run)["state_dict"] for run in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_run_of_limited_epochs_goes_on_with_the_next_one(flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", "--data.num_workers=1", "--limit_train_batches=2", "--data.batch_size=4"]
+    options += ["--model.schedule=constant", "--model.warmup_ratio=0", "--deterministic=true"]
+    train.main([*options, f"--default_root_dir={tmp_path / 'whole'}", "--max_epochs=2"])
+    train.main([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=1"])
+    train.main([*options, f"--default_root_dir={tmp_path / 'cut'}", "--max_epochs=2", "--ckpt_path=last"])
+    whole, cut = (last_of(tmp_path / run)["state_dict"] for run in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_run_by_steps_is_not_resumed(fails, flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
+    train.main([*options, "--max_steps=2"])
+    assert "--max_steps: a run that is resumed counts epochs" in fails(
+        train.main, *options, "--ckpt_path=last", "--max_steps=4"
+    )
+
+
+def test_the_best_checkpoint_is_ours_whatever_others_a_user_adds(flat, tmp_path, capsys):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--callbacks+=ModelCheckpoint"]
+    train.main([*options, "--callbacks.save_weights_only=true", "--callbacks.every_n_epochs=1"])
+    assert "macro_f1" in capsys.readouterr().out
+
+
+def begin(*argv: object) -> Run:
+    """What scripts/train.py knows before it looks at the data."""
+    return start("", ImageData, ResNetClassifier, train.SAMPLE, [str(word) for word in argv])
+
+
+def test_without_data_the_sample_is_used_with_its_recipe_and_options_still_win():
+    config = begin("--model.weights=none", "--max_epochs=3").options
+    assert config.data.root == str(SAMPLE / "fashion-mnist") and config.model.arch == "resnet18"
+    assert config.model.weights == "none" and config.max_epochs == 3
+
+
+def test_own_data_gets_a_pretrained_resnet50():
+    config = parse("--data.root=photos")
+    assert (config.model.arch, config.model.weights, config.precision) == ("resnet50", "DEFAULT", "auto")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_parses_builds_and_begins_with_a_comment(path, tmp_path):
+    begin(f"--config={path}", "--data.root=x")
+    assert path.read_text().startswith("# ")
+
+
+def test_options_from_yaml_and_the_command_line_the_later_wins(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: {lr: 1e-4}\nmax_epochs: 7\naccelerator: cpu\n")
+    config = parse("--data.root=x", f"--config={tmp_path / 'c.yaml'}", "--max_epochs=9")
+    assert (config.model.lr, config.max_epochs, config.accelerator) == (1e-4, 9, "cpu")
+
+
+def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "callbacks:\n- class_path: EarlyStopping\n  init_args: {monitor: val/loss}\nlogger: {class_path: CSVLogger, "
+        "init_args: {save_dir: logs}}\n"
+    )
+    by_yaml = begin("--data.root=x", f"--config={tmp_path / 'c.yaml'}")
+    by_flag = begin(
+        "--data.root=x",
+        "--callbacks+=EarlyStopping",
+        "--callbacks.monitor=val/loss",
+        "--logger=CSVLogger",
+        "--logger.save_dir=logs",
+    )
+    for this in (by_yaml, by_flag):
+        assert this.trainer["callbacks"][0].monitor == "val/loss"
+        (logger,) = make_loggers(this.options.logger, tmp_path, None)
+        assert type(logger).__name__ == "CSVLogger" and logger.save_dir == "logs"
+
+
+def test_config_yaml_reproduces_the_run(trained, tmp_path):
+    train.main([f"--config={trained / 'config.yaml'}", f"--default_root_dir={tmp_path}"])
+    again = tmp_path / "lightning_logs/version_0"
+    first, second = (load_checkpoint(run / "checkpoints/last.ckpt").content for run in (trained, again))
+    for name, tensor in first["state_dict"].items():
+        assert torch.equal(tensor, second["state_dict"][name]), name
+
+
+def test_last_goes_on_in_the_same_run_with_the_same_data(trained, tmp_path):
+    shutil.copytree(trained.parent, tmp_path / "lightning_logs")
+    train.main(["--ckpt_path=last", f"--default_root_dir={tmp_path}", "--max_epochs=3"])
+    runs = [path.name for path in (tmp_path / "lightning_logs").iterdir()]
+    assert runs == ["version_0"]
+    checkpoint = load_checkpoint(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").content
+    assert checkpoint["epoch"] == 2 and checkpoint["global_step"] == 3 * 3  # 24 images in batches of 8
+    steps = [e.step for e in EventAccumulator(str(tmp_path / "lightning_logs/version_0")).Reload().Scalars("val/top1")]
+    assert steps == [2, 5, 8]
+
+
+def test_a_path_starts_a_run_of_its_own(trained, tmp_path):
+    options = [f"--config={trained / 'config.yaml'}", f"--default_root_dir={tmp_path}", "--max_epochs=3"]
+    train.main([*options, f"--ckpt_path={trained / 'checkpoints/best.ckpt'}"])
+    assert (tmp_path / "lightning_logs/version_0/checkpoints/best.ckpt").exists()
+
+
+def test_bad_checkpoints_are_refused_and_never_executed(fails, trained, tmp_path):
+    for name, path in bad_checkpoints(trained / "checkpoints/last.ckpt", tmp_path).items():
+        options = [f"--config={trained / 'config.yaml'}", f"--default_root_dir={tmp_path}", f"--ckpt_path={path}"]
+        assert f"checkpoint {path}: " in fails(train.main, *options), name
+    assert not (tmp_path / "ran").exists()
+
+
+def test_resuming_needs_the_same_classes_and_something_left_to_do(fails, trained, tmp_path):
+    config, last = f"--config={trained / 'config.yaml'}", f"--ckpt_path={trained / 'checkpoints/last.ckpt'}"
+    assert "has finished 2 of 2 epochs" in fails(train.main, config, last)
+    shutil.copytree(trained.parents[1] / "data", tmp_path / "data")
+    save_image(tmp_path / "data/train/zebra/0.png")
+    line = fails(train.main, config, last, f"--data.root={tmp_path / 'data'}", "--max_epochs=5")
+    assert "has 3 classes, the data 4; only in the data: zebra" in line
+    more = ["--max_epochs=5", last, config]
+    assert "with --model.arch resnet18, not resnet34" in fails(train.main, *more, "--model.arch=resnet34")
+    assert "with --model.optimizer adamw, not sgd" in fails(train.main, *more, "--model.optimizer=sgd")
+    assert "name its data with --data.root" in fails(train.main, last)
+
+
+# Refused before the work
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--model.dropout=2"], "--model.dropout 2.0: must be from 0 to 1"),
+        (["--model.lr=-1"], "--model.lr -1.0: must be at least 0"),
+        (["--data.flip=7"], "--data.flip 7.0: must be from 0 to 1"),
+        (["--data.image_size=8"], "--data.image_size 8: must be from 32 to 2048"),
+        (["--data.val_fraction=1"], "--data.val_fraction 1.0"),
+        (["--save_every_steps=0"], "--save_every_steps 0: must be at least 1"),
+        (["--seed=-1"], "--seed -1: must be from 0"),
+        (["--name=a/b"], "--name a/b: must be usable as the name of a folder"),
+        (["--model.weights=IMAGENET1K_V9"], "no torchvision weights of resnet18"),
+        (["--model.weights=nowhere.pth"], "nowhere.pth: no such file"),
+        (["--model.weights=garbage.pth"], "garbage.pth: damaged"),
+        ([f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}", "--model.arch=resnet50"], "resnet18"),
+        (["--max_time=soon"], "--max_time soon: must be DD:HH:MM:SS"),
+        (["--accelerator=gpu"], "No supported gpu backend"),
+    ],
+    ids=str,
+)
+def test_options_are_refused_before_an_image_is_listed_or_a_folder_made(
+    fails, flat, tmp_path, monkeypatch, options, expected
+):
+    def listed(root):
+        raise AssertionError("the data was looked at")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "garbage.pth").write_bytes(b"garbage")
+    monkeypatch.setattr("project.classification.data.find_samples", listed)
+    given = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path / 'runs'}", *options]
+    assert expected in fails(train.main, *given)
+    assert not (tmp_path / "runs").exists()
+
+
+# The folder
+
+
+def test_every_run_has_a_folder_of_its_own(tmp_path):
+    names = [new_folder(tmp_path, name).name for name in (None, None, "birds", "birds", None, "birds")]
+    assert names == ["version_0", "version_1", "birds", "birds_1", "version_2", "birds_2"]
+    code = "import sys, pathlib; from project.runs import new_folder; print(new_folder(pathlib.Path(sys.argv[1]), 'x'))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert len({process.communicate()[0] for process in running}) == 4
+
+
+def test_a_named_run_is_found_by_its_name(flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
+    train.main([*options, "--name=a", "--seed=1"])
+    train.main([*options, "--name=b", "--seed=2"])
+    train.main(["--ckpt_path=last", "--name=a", f"--default_root_dir={tmp_path}", "--max_epochs=2"])
+    steps = {name: load_checkpoint(tmp_path / f"lightning_logs/{name}/checkpoints/last.ckpt").content for name in "ab"}
+    assert steps["a"]["global_step"] == 6 and steps["b"]["global_step"] == 3
+    assert steps["a"]["config"]["seed"] == 1 and steps["a"]["config"]["name"] == "a"
+    assert last_of(tmp_path)["config"]["name"] == "a"  # the newest
+    train.main([*options, "--name=c", "--ckpt_path=auto"])
+    assert (tmp_path / "lightning_logs/c/metrics.json").exists()
+
+
+def test_a_run_that_is_in_use_is_not_resumed(fails, flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
+    train.main(options)
+    code = "import sys, pathlib; from project.files import lock\nkept = lock(pathlib.Path(sys.argv[1]))\n"
+    code += "print(1, flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "lightning_logs/version_0")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    assert "another process is writing to" in fails(train.main, *options, "--ckpt_path=last", "--max_epochs=2")
+    process.communicate("")
+    train.main([*options, "--ckpt_path=last", "--max_epochs=2"])
+    assert last_of(tmp_path)["global_step"] == 6
+
+
+@pytest.mark.parametrize("change", ["moved", "linked"])
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(flat, tmp_path, change):
+    weights = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
+    options = [*FAST, f"--data.root={flat}", weights, "--model.lr=3", "--max_epochs=1"]  # a rate that learns nothing
+    train.main([*options, f"--default_root_dir={tmp_path / 'a'}"])
+    best = (tmp_path / "a/lightning_logs/version_0/checkpoints/best.ckpt").read_bytes()
+    (tmp_path / "a").rename(tmp_path / "b") if change == "moved" else (tmp_path / "b").symlink_to(tmp_path / "a")
+    train.main([f"--default_root_dir={tmp_path / 'b'}", "--ckpt_path=last", "--max_epochs=2"])
+    run = tmp_path / "b/lightning_logs/version_0"
+    assert (run / "checkpoints/best.ckpt").read_bytes() == best
+    assert json.loads((run / "metrics.json").read_text())["top1"] >= 0.5
+    state = next(s for name, s in last_of(tmp_path / "b")["callbacks"].items() if "val/top1" in name)
+    assert state["best_model_path"] == str(run / "checkpoints/best.ckpt")
+
+
+# Reading the checkpoint
+
+
+@pytest.mark.parametrize("ckpt_path", ["last", "auto", "path"])
+def test_a_resumed_checkpoint_is_read_once_and_its_checksum_compared_once(flat, tmp_path, monkeypatch, ckpt_path):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--save_every_steps=1"]
+    train.main(options)
+    last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    read, compared, built = [], [], []
+    load, compare = checkpoint.read_tensors, checkpoint.checksum
+    step, init = ResNetClassifier.training_step, ResNetClassifier.__init__
+
+    class FirstStep(Exception):
+        pass
+
+    def after_first(self, batch, batch_idx):
+        if self.global_step == 4:  # the first step of this run is done, and saved
+            raise FirstStep
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(checkpoint, "read_tensors", lambda path, role: read.append(path) or load(path, role))
+    monkeypatch.setattr(
+        checkpoint, "checksum", lambda file, end: (file.mode == "rb" and compared.append(end)) or compare(file, end)
+    )
+    monkeypatch.setattr(ResNetClassifier, "__init__", lambda *args, **kw: built.append(1) or init(*args, **kw))
+    monkeypatch.setattr(ResNetClassifier, "training_step", after_first)
+    with pytest.raises(FirstStep):
+        train.main([*options, "--max_epochs=2", f"--ckpt_path={last if ckpt_path == 'path' else ckpt_path}"])
+    assert read == [str(last)] and len(compared) == 1 and len(built) == 1
+
+
+# What earlier versions wrote: commit 7baa818, before the code was laid out anew
+
+
+def test_options_of_earlier_versions_are_accepted(caplog):
+    caplog.set_level(logging.WARNING)
+    options = begin("--data.root=x", "--data.pin_memory=null", "--data.persistent_workers=false").options
+    assert not {"pin_memory", "persistent_workers"} & set(vars(options.data))
+    assert "--data.persistent_workers has no effect any more" in caplog.text and "pin_memory" not in caplog.text
+    assert begin("--data.root=x", "--model.fine_tune=gradual").options.model.fine_tune == "gradual"
+
+
+def test_a_run_that_unfroze_gradually_is_not_gone_on_with_but_its_weights_are_of_use(fails, flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
+    train.main(options)
+    path = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"]["fine_tune"] = content["config"]["model"]["fine_tune"] = "gradual"
+    torch.save(content, path)
+    line = fails(train.main, *options, "--ckpt_path=last", "--model.fine_tune=gradual", "--max_epochs=2")
+    assert "gradual" in line and f"--model.weights {path}" in line
+    train.main([*options, f"--model.weights={path}"])
+
+
+def layout(content: dict) -> dict:
+    """Names and shapes of a checkpoint, without its values."""
+    groups = content["optimizer_states"][0]["param_groups"]
+    return {
+        "state_dict": {name: list(tensor.shape) for name, tensor in content["state_dict"].items()},
+        "groups": [[group["name"], len(group["params"])] for group in groups],
+        "callbacks": sorted(content["callbacks"]),
+        "data": sorted(content["ImageData"]),
+        "hyper_parameters": sorted(content["hyper_parameters"]),
+        "schedule": len(content["lr_schedulers"][0]["lr_lambdas"]),
+    }
+
+
+def test_checkpoints_have_the_layout_of_those_of_earlier_versions(trained):
+    """So that these can be evaluated, predicted with and resumed; `layout` of one of them is kept in a file."""
+    now = layout(load_checkpoint(trained / "checkpoints/last.ckpt").content)
+    assert now == json.loads((ROOT / "tests/data/layout-7baa818.json").read_text())

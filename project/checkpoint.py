@@ -204,6 +204,8 @@ def check_classes(checkpoint: Checkpoint, found: list[str]) -> None:
     trained = checkpoint.content["hyper_parameters"].get("class_names")
     if trained == found:
         return
+    if not isinstance(trained, list):
+        raise does_not_fit(checkpoint, ValueError("no class names"))
     unknown, absent = sorted(set(found) - set(trained)), sorted(set(trained) - set(found))
     raise UserError(
         f"checkpoint {checkpoint.path} has {len(trained)} classes, the data {len(found)}"

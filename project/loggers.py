@@ -47,10 +47,9 @@ def make_loggers(given: Any, folder: Path, purge_step: int | None) -> list[Logge
     for spec in given if isinstance(given, list) else [given]:
         name = spec.class_path.rpartition(".")[2]
         arguments = Namespace({**spec.get("init_args", {})})
-        if arguments.get("save_dir") == IN_RUN_FOLDER or name not in ("CSVLogger", "TensorBoardLogger"):
-            defaults = (None, ".", "./mlruns", IN_RUN_FOLDER, "lightning_logs")
+        if arguments.get("save_dir") in (None, ".", "./mlruns", IN_RUN_FOLDER):  # not where the user wants it
             for argument, value in place(name, folder).items():
-                if arguments.get(argument) in defaults:
+                if arguments.get(argument) in (None, ".", IN_RUN_FOLDER, "lightning_logs"):
                     arguments[argument] = value
         try:
             parsed = parser.parse_object({"logger": {"class_path": spec.class_path, "init_args": arguments.as_dict()}})
@@ -67,8 +66,12 @@ def place(logger: str, folder: Path) -> dict[str, Any]:
         "TensorBoardLogger": {"save_dir": str(folder.parent), "name": "", "version": folder.name},
         "CSVLogger": {"save_dir": str(folder.parent), "name": "", "version": folder.name},
         "WandbLogger": {"save_dir": str(folder), "name": folder.name},
-        # one store for all runs: that is what it compares them in
-        "MLFlowLogger": {"save_dir": str(folder.parents[1] / "mlruns"), "run_name": folder.name},
+        # one store for all runs, since it is there that they are compared
+        "MLFlowLogger": {
+            "tracking_uri": f"sqlite:///{folder.parent / 'mlflow.db'}",
+            "artifact_location": str(folder.parent / "mlartifacts"),
+            "run_name": folder.name,
+        },
     }.get(logger, {})
 
 

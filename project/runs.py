@@ -19,7 +19,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from project import INFINITY, UserError, check_ranges
 from project.callbacks import RunFolder
-from project.checkpoint import Checkpoint, check_classes, checkpoints_of_runs, load_state, open_checkpoint
+from project.checkpoint import (
+    Checkpoint,
+    check_classes,
+    checkpoints_of_runs,
+    does_not_fit,
+    load_state,
+    open_checkpoint,
+)
 from project.cli import Parser
 from project.files import check_writable, lock
 from project.loading import ResumableData
@@ -222,6 +229,10 @@ def check_resumable(checkpoint: Checkpoint, options: Namespace, model_class: typ
             f"{path} was trained with --model.fine_tune gradual, which this version does not go on with; "
             f"start a new run from what it has learned with --model.weights {path}"
         )
+    try:
+        model_class.check_options(**trained)  # type: ignore[attr-defined]
+    except (UserError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise does_not_fit(checkpoint, error) from error
     for name in model_class.FIXED:  # type: ignore[attr-defined]
         if name in trained and trained[name] != options.model[name]:
             raise UserError(f"{path} was trained with --model.{name} {trained[name]}, not {options.model[name]}")

@@ -48,6 +48,8 @@ def make_trainer(
     options = {"use_distributed_sampler": False, "enable_model_summary": False, **options}
     if options.get("benchmark") is None and not options.get("deterministic"):
         options["benchmark"] = True  # cuDNN tries its algorithms once: all batches have one shape
+    if options.get("max_epochs") == 0:
+        options["num_sanity_val_steps"] = 0  # there is nothing to find out in time
     callbacks = [*own_callbacks, *as_list(options.get("callbacks"))]
     if options.get("enable_progress_bar") is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
         callbacks.append(ProgressBar())

@@ -68,6 +68,7 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: R
         if checkpoint.content["global_step"] == 0 and head_start.val_features is not None:
             data.use_features({"val": head_start.val_features})  # if there is no other split to test on
     model.eval_results = {}
+    trainer.enable_autolog_hparams = False  # some loggers do not take a second set, and the reloaded one is another
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
         trainer.test(model, datamodule=data, verbose=False)
         summary: dict[str, Any] = {}

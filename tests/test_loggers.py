@@ -19,7 +19,7 @@ def run_with(tmp_path, data, *options: str) -> set[str]:
     common = [*FAST, f"--data.root={data}", f"--default_root_dir={tmp_path}", *options]
     train.main(common)
     train.main([*common, "--ckpt_path=last", "--max_epochs=2"])
-    (run,) = (tmp_path / "lightning_logs").iterdir()
+    (run,) = (tmp_path / "lightning_logs").glob("version_*")
     assert run.name == "version_0" and last_of(tmp_path)["global_step"] == 6
     assert json.loads((run / "metrics.json").read_text())["num_samples"] == 9
     return {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
@@ -64,7 +64,7 @@ def test_wandb_offline_keeps_its_files_in_the_run_and_gets_the_pictures(split, t
 def test_mlflow_keeps_one_store_for_all_runs_and_gets_the_pictures(split, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     assert run_with(tmp_path, split, "--logger=MLFlowLogger") >= EVERYTHING
-    client = mlflow.MlflowClient(tracking_uri=f"file:{tmp_path / 'mlruns'}")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'lightning_logs/mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == "lightning_logs"]
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.run_name for run in runs} == {"version_0"}

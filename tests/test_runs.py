@@ -1,5 +1,6 @@
 """A run: its options, its folder, and what it goes on from."""
 
+import functools
 import json
 import logging
 import shutil
@@ -209,7 +210,7 @@ def test_resuming_needs_the_same_classes_and_something_left_to_do(fails, trained
         (["--name=a/b"], "--name a/b: must be usable as the name of a folder"),
         (["--model.weights=IMAGENET1K_V9"], "no torchvision weights of resnet18"),
         (["--model.weights=nowhere.pth"], "nowhere.pth: no such file"),
-        (["--model.weights=garbage.pth"], "garbage.pth: damaged"),
+        (["--model.weights=garbage.pth"], "garbage.pth: refused"),
         ([f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}", "--model.arch=resnet50"], "resnet18"),
         (["--max_time=soon"], "--max_time soon: must be DD:HH:MM:SS"),
         (["--accelerator=gpu"], "No supported gpu backend"),
@@ -308,7 +309,8 @@ def test_a_resumed_checkpoint_is_read_once_and_its_checksum_compared_once(flat, 
     monkeypatch.setattr(
         checkpoint, "checksum", lambda file, end: (file.mode == "rb" and compared.append(end)) or compare(file, end)
     )
-    monkeypatch.setattr(ResNetClassifier, "__init__", lambda *args, **kw: built.append(1) or init(*args, **kw))
+    counted = functools.wraps(init)(lambda *args, **kw: built.append(1) or init(*args, **kw))
+    monkeypatch.setattr(ResNetClassifier, "__init__", counted)
     monkeypatch.setattr(ResNetClassifier, "training_step", after_first)
     with pytest.raises(FirstStep):
         train.main([*options, "--max_epochs=2", f"--ckpt_path={last if ckpt_path == 'path' else ckpt_path}"])

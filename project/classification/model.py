@@ -138,7 +138,8 @@ class ResNetClassifier(LightningModule):
         total, trained = (sum(p.numel() for p in ps) for ps in (parameters, [p for p in parameters if p.requires_grad]))
         start = h["weights"]
         start = {"none": "random weights"}.get(start, shortest(start) if os.path.isfile(start) else f"{start} weights")
-        return f"{h['arch']} from {start}: {trained / 1e6:.1f} M of {total / 1e6:.1f} M parameters are trained"
+        note = " (gradual unfreezing is gone: all of them from the start)" if h["fine_tune"] == "gradual" else ""
+        return f"{h['arch']} from {start}: {trained / 1e6:.1f} M of {total / 1e6:.1f} M parameters are trained{note}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images.

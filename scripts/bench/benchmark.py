@@ -376,6 +376,21 @@ def measure_train(job: dict[str, Any]) -> dict[str, Any]:
     return {"runs": runs, "sizes": {split: len(listed) for split, listed in samples.items()}}
 
 
+def measure_head_start(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the head start alone and of fastai's `fine_tune(1)`: whole processes, resnet50, 224 px, no weights."""
+    samples = samples_of(job)
+    job = {**job, "samples": samples, "class_names": sorted({label for _, label in samples["train"]})}
+    job |= {"arch": "resnet50", "weights": "none", "image_size": 224, "seed": 0}
+    seconds: dict[str, list[float]] = {"ours": [], "fastai": []}
+    for _ in range(job["seeds"]):
+        for tool, epochs, options in (("ours", 0, ["--model.head_start=true"]), ("fastai", 2, [])):
+            start = time.perf_counter()
+            run_tool(tool, {**job, "epochs": epochs, "options": options})
+            seconds[tool].append(time.perf_counter() - start)
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["fastai"], strict=True)]
+    return {**{tool: median(values) for tool, values in seconds.items()}, "ratio": median(ratios), "ratios": ratios}
+
+
 def time_to(points: list[list[float]], top1: float) -> float | None:
     """Seconds from the command until a validation first shows this accuracy."""
     return next((seconds for seconds, value in points if value >= top1), None)
@@ -542,6 +557,7 @@ MEASUREMENTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "gpu": measure_gpu,
     "curves": measure_curves,
     "scaled_decoder": measure_scaled_decoder,
+    "head_start": measure_head_start,
     "train": measure_train,
 }
 
@@ -567,6 +583,9 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if scores := results.get("scaled_decoder"):
         values = "; ".join(f"{kind} " + ", ".join(f"{v:.3f}" for v in found) for kind, found in scores.items())
         yield "test top-1 by decoder", values, "no loss beyond seeds"
+    if head := results.get("head_start"):
+        values = f"{head['ratio']:.1f} ({', '.join(f'{r:.1f}' for r in head['ratios'])}; {head['ours']:.0f} s)"
+        yield "fastai's fine_tune(1) / head start alone, whole processes, resnet50", values, "≥ 8"
     if start := results.get("start"):
         values = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in start.items())
         yield "command to first training step, sample, after imports", values, "≤ 3 s"

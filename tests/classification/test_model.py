@@ -73,6 +73,12 @@ def test_head_only_trains_the_head_and_leaves_batchnorm_alone():
     assert model.net.fc.training and not model.net.layer4.training
 
 
+def test_gradual_unfreezing_of_older_configs_is_full_and_says_so():
+    model = make(fine_tune="gradual")
+    assert all(p.requires_grad for p in model.net.parameters()) and "gradual unfreezing is gone" in model.describe()
+    assert "gradual" not in make().describe()
+
+
 def test_class_weights_and_mixed_labels_reach_the_loss():
     torch.manual_seed(0)
     model = make(label_smoothing=0.0).eval()

@@ -1,6 +1,9 @@
 """What a run keeps and shows while it trains: its configuration, its speed, its progress."""
 
+import logging
+import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from project.files import write_text
+
+log = logging.getLogger(__name__)
 
 
 class RunFolder(Callback):
@@ -57,6 +62,48 @@ class Throughput(Callback):
         self.num_samples += len(batch[0])
         speed = self.num_samples * trainer.world_size / (time.perf_counter() - self.started)
         pl_module.log("train/images_per_second", speed, rank_zero_only=True)
+
+
+class EpochLines(Callback):
+    """One line an epoch, in a terminal and in a log file alike: losses, the monitored metric, time taken and left.
+
+    Args:
+        monitor: The validation metric to show; the larger, the better.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.best = -math.inf
+        self.started: list[float] = []  # when training and each epoch of this process started
+        self.validated = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        checkpoints = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None) == self.monitor]
+        score = getattr(checkpoints[0], "best_model_score", None) if checkpoints else None
+        self.best = -math.inf if score is None else float(score)  # of the head start, or before a resume
+        self.started = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started.append(time.monotonic())
+        self.validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        names = {"train/loss_epoch": "train loss", "val/loss": "val loss", self.monitor: self.monitor.replace("/", " ")}
+        shown = [name for name in names if name.startswith("train") or self.validated]
+        metrics = {name: float(trainer.callback_metrics[name]) for name in shown if name in trainer.callback_metrics}
+        parts = [f"{names[name]} {value:.3f}" for name, value in metrics.items()]
+        if metrics.get(self.monitor, -math.inf) > self.best:
+            self.best = metrics[self.monitor]
+            parts[-1] += " (new best)"
+        now, done, planned = time.monotonic(), trainer.current_epoch + 1, trainer.max_epochs or -1
+        parts.append(f"{now - self.started[-1]:.1f} s")
+        if planned > done:
+            left = (now - self.started[0]) / len(self.started) * (planned - done)
+            parts.append(f"{timedelta(seconds=round(left))} left")
+        log.info(f"Epoch {done}{f' of {planned}' if planned > 0 else ''}: {', '.join(parts)}")
 
 
 class ProgressBar(RichProgressBar):

@@ -97,11 +97,20 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(128 + received[0] if received else 0)  # Python drops exceptions in `__del__` and in callbacks from C
 
 
+class StderrHandler(logging.StreamHandler):
+    """Writes to what is `sys.stderr` at that moment: rich replaces it, so that lines stand above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
 def set_up_messages() -> None:
     """Our messages to stderr, on one process; Lightning's advice on what is settled here is left out."""
     ours = logging.getLogger("project")
     if not ours.handlers:
-        ours.addHandler(logging.StreamHandler())
+        ours.addHandler(StderrHandler())
     ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.ERROR)
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,6 +1,7 @@
 """How good a classifier is: the metrics, and their summary as a dictionary, a table and a picture."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +23,9 @@ from project.files import whole, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+MANY = 20  # classes
 
 
 class CrossEntropy(Metric):
@@ -55,8 +59,8 @@ class EvalMetrics(nn.Module):
     To add a metric, add a line here: a scalar is logged and written to `metrics.json` under its name.
 
     - `loss`: mean cross-entropy, in nats
-    - `top1`, `top5`: share of samples whose class is ranked first, or among the first five; `top5` only for more than 5
-      classes
+    - `top1`, `top5`: share of samples whose class is ranked first, or among the first five; `top5` only for more than
+      20 classes, with fewer it means little
     - `macro_f1`: F1 score of each class, averaged over the classes
     - `ece`: expected calibration error in 15 bins (Guo et al. 2017, arXiv 1706.04599)
     - `confusion`: int64 `(num_classes, num_classes)`, true class by predicted class
@@ -69,7 +73,7 @@ class EvalMetrics(nn.Module):
         metrics: dict[str, Metric] = {
             "loss": CrossEntropy(),
             "top1": MulticlassAccuracy(average="micro", **options),
-            **({"top5": MulticlassAccuracy(average="micro", top_k=5, **options)} if num_classes > 5 else {}),
+            **({"top5": MulticlassAccuracy(average="micro", top_k=5, **options)} if num_classes > MANY else {}),
             "macro_f1": MulticlassF1Score(average="macro", **options),
             "ece": MulticlassCalibrationError(n_bins=15, **options),
             "confusion": MulticlassConfusionMatrix(**options),
@@ -108,12 +112,23 @@ def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> 
     return {
         "split": split,
         "num_samples": int(support.sum()),
-        **{"top1": None, "top5": None, **scalars},  # these two first; top5 is there only with more than 5 classes
+        **{"top1": None, "top5": None, **scalars},  # these two first; top5 is there only with many classes
+        "top1_interval": [round(bound, 4) for bound in wilson_interval(int(correct.sum()), int(support.sum()))],
         "per_class": {
             name: {"precision": p, "recall": r, "support": n}
             for name, p, r, n in zip(class_names, precision.tolist(), recall.tolist(), support.tolist(), strict=True)
         },
     }
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Where the true accuracy lies with a probability of 95 % (Wilson 1927), from 0 to 1."""
+    if total == 0:
+        return 0.0, 1.0
+    z, share = 1.96, correct / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @rank_zero_only
@@ -146,6 +161,8 @@ def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:
             overall.add_column(name, justify="right")
             row.append(f"{value:.4f}")
     overall.add_row(*row)
+    low, high = summary["top1_interval"]
+    overall.caption = f"top1 is between {low:.2f} and {high:.2f} (95 % interval of {summary['num_samples']:,} images)"
     classes = Table("class", *("precision", "recall", "support"))
     ranked = sorted(summary["per_class"].items(), key=lambda item: item[1]["recall"])
     for name, values in ranked[:max_classes] if len(ranked) > max_classes else summary["per_class"].items():

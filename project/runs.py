@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import os
 import re
 import shlex
@@ -316,7 +317,9 @@ def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run)
     return True
 
 
-def best_checkpoint(trainer: Trainer) -> str:
-    """The path of `best.ckpt`; an empty string if there is none."""
+def best_checkpoint(trainer: Trainer) -> tuple[str, float]:
+    """The path of `best.ckpt`, an empty string if there is none, and its value of the monitored metric."""
     ours = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.filename == "best"]
-    return ours[-1].best_model_path if ours else ""
+    if not ours or ours[-1].best_model_score is None:
+        return "", math.nan
+    return ours[-1].best_model_path, ours[-1].best_model_score.item()

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ti
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 
 from project import UserError
-from project.callbacks import ProgressBar, Throughput
+from project.callbacks import EpochLines, ProgressBar, Throughput
 from project.checkpoint import Checkpoint, DurableCheckpointIO
 from project.lightning_internals import leave_signals_alone
 from project.safety import LastCheckpoint, StopAtNonFinite
@@ -55,7 +55,7 @@ def make_trainer(
         callbacks.append(ProgressBar())
     if options.get("logger") is not False:
         callbacks += [LearningRateMonitor("step"), Throughput()]
-    callbacks.append(StopAtNonFinite())
+    callbacks += [EpochLines(monitor), StopAtNonFinite()]
     if options.get("enable_checkpointing") is not False:
         max_seconds = seconds(options.pop("max_time", None))  # Lightning's own timer would end the epoch as if complete
         fixed: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}

@@ -60,11 +60,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, head_start: HeadStart) -> None:
     """Test the best checkpoint, keep its metrics with the run, and say what to do next."""
-    best = best_checkpoint(trainer)
+    best, score = best_checkpoint(trainer)
     data.choose_test_split("test")
     if best:  # as a new module, for FSDP keeps the parameters of the one that was trained
         checkpoint = load_checkpoint(best)
         model = load_model(checkpoint, ResNetClassifier)
+        log.info(outcome(trainer.current_epoch, checkpoint.content, score, head_start.val_metrics))
         if checkpoint.content["global_step"] == 0 and head_start.val_features is not None:
             data.use_features({"val": head_start.val_features})  # if there is no other split to test on
     model.eval_results = {}
@@ -87,6 +88,26 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: R
         scripts, path = Path(sys.argv[0]).parent, shlex.quote(shortest(best))
         log.info(f"Evaluate:    python {scripts / 'evaluate.py'} --ckpt {path}")
         log.info(f"Predict:     python {scripts / 'predict.py'} --ckpt {path} IMAGE_OR_FOLDER")
+
+
+def outcome(epochs: int, best: dict[str, Any], score: float, at_start: dict[str, Any]) -> str:
+    """What training brought, in a line.
+
+    Args:
+        epochs: How many were trained.
+        best: Content of the best checkpoint.
+        score: Its validation top-1.
+        at_start: Validation metrics of the head start; empty if there was none, or in a run that was resumed.
+    """
+    if best["global_step"] > 0:
+        before = f" (the head start: {at_start['val/top1']:.4f})" if at_start else ""
+        return f"Best: epoch {best['epoch'] + 1} of {epochs}, val top1 {score:.4f}{before}"
+    if epochs == 0:
+        return f"Best: the head start, val top1 {score:.4f}"
+    return (
+        f"Best: the head start, val top1 {score:.4f}; {epochs} epochs of fine-tuning brought no gain. What may help: "
+        "more images, a lower --model.lr, or --config configs/head_only.yaml"
+    )
 
 
 if __name__ == "__main__":

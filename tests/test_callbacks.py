@@ -1,17 +1,19 @@
 """What a run keeps and shows while it trains."""
 
 import logging
+import re
 
+import pytest
 import yaml
 from helpers import make, make_data
 from lightning.pytorch import Callback, Trainer
 
-from project.callbacks import ProgressBar, RunFolder, Throughput, is_logging_step, run_folder
+from project.callbacks import EpochLines, ProgressBar, RunFolder, Throughput, is_logging_step, run_folder
 
 
 def quiet_trainer(*callbacks: Callback, **options) -> Trainer:
     quiet = {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-    return Trainer(accelerator="cpu", max_epochs=1, callbacks=list(callbacks), **{**quiet, **options})
+    return Trainer(accelerator="cpu", callbacks=list(callbacks), **{**quiet, "max_epochs": 1, **options})
 
 
 def test_the_config_is_in_the_folder_and_in_every_checkpoint(split, tmp_path):
@@ -53,3 +55,27 @@ def test_the_progress_bar_reads_metrics_only_in_logging_steps(split, capsys):
     assert seen == [(1, False), (2, True), (3, False), (4, True), (5, False)]
     assert {"train/loss_step", "val/top1"} <= bar.shown.keys() and "v_num" not in bar.shown
     assert "Epoch" in capsys.readouterr().err
+
+
+def test_one_line_an_epoch_with_or_without_a_progress_bar(split, caplog):
+    caplog.set_level(logging.INFO)
+    for bar in (True, False):
+        caplog.clear()
+        lines = EpochLines("val/top1")
+        trainer = quiet_trainer(lines, enable_progress_bar=bar, max_epochs=3, check_val_every_n_epoch=2)
+        trainer.fit(make(), datamodule=make_data(split))
+        first, second, third = [r.message for r in caplog.records if r.name == "project.callbacks"]
+        assert re.fullmatch(r"Epoch 1 of 3: train loss \d\.\d{3}, \d+\.\d s, 0:00:\d\d left", first)
+        assert "val loss" in second and "val top1" in second and second.count("(new best)") == 1
+        assert re.fullmatch(r"Epoch 3 of 3: train loss \d\.\d{3}, \d+\.\d s", third)
+        assert lines.best == pytest.approx(trainer.callback_metrics["val/top1"].item())
+
+
+def test_lines_of_an_epoch_without_a_planned_end_and_after_a_best_one(split, caplog):
+    caplog.set_level(logging.INFO)
+    lines = EpochLines("val/top1")
+    trainer = quiet_trainer(lines, max_epochs=-1, max_steps=5, enable_progress_bar=False)
+    lines.on_train_start = lambda *args: (setattr(lines, "best", 1.0), setattr(lines, "started", []))
+    trainer.fit(make(), datamodule=make_data(split))
+    (line,) = [r.message for r in caplog.records if r.name == "project.callbacks"]
+    assert line.startswith("Epoch 1: train loss") and "left" not in line and "new best" not in line

@@ -1,3 +1,5 @@
+import io
+import logging
 import os
 import signal
 import subprocess
@@ -9,11 +11,13 @@ from helpers import (
     ROOT,
 )
 
+from project.cli import StderrHandler
+
 
 def test_a_second_signal_on_the_way_out_ends_at_once(tmp_path):
     """While the first one is dealt with, which here takes forever."""
     program = (
-        "import signal, time; from project.cli import run\n"
+        "import signal, time; from project.cli import StderrHandler, run\n"
         "def main():\n"
         "    try: signal.raise_signal(signal.SIGTERM)\n"
         "    finally: print('waiting', flush=True); time.sleep(600)\n"
@@ -71,3 +75,11 @@ def test_print_config_and_help(capsys):
         with pytest.raises(SystemExit) as stop:
             train.main([option])
         assert stop.value.code == 0 and expected in capsys.readouterr().out
+
+
+def test_messages_follow_stderr_which_a_progress_bar_replaces(monkeypatch):
+    handler, replaced = StderrHandler(), io.StringIO()
+    handler.handle(logging.makeLogRecord({"msg": "before"}))
+    monkeypatch.setattr(sys, "stderr", replaced)
+    handler.handle(logging.makeLogRecord({"msg": "above the bar"}))
+    assert replaced.getvalue() == "above the bar\n"

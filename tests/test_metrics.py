@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from project import IGNORE
-from project.metrics import EvalMetrics, confusion_figure, report, summarize
+from project.metrics import EvalMetrics, confusion_figure, report, summarize, wilson_interval
 
 NAMES = ["a", "b", "c"]
 
@@ -30,11 +30,19 @@ def test_figures_by_hand():
 
 def test_top5_where_there_are_more_classes():
     torch.manual_seed(0)
-    logits, labels = torch.randn(40, 8), torch.randint(0, 8, (40,))
+    logits, labels = torch.randn(40, 21), torch.randint(0, 21, (40,))
     values = evaluate(logits, labels)
+    assert "top5" not in evaluate(logits[:, :20], labels.clamp(max=19))
     top5 = (logits.topk(5).indices == labels[:, None]).any(dim=1).float().mean()
     assert values["top5"] == pytest.approx(top5.item())
     assert values["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_the_interval_of_top1_is_wilsons():
+    """Values of R's `prop.test(22, 37, correct = FALSE)` and `prop.test(0, 10, correct = FALSE)`."""
+    assert wilson_interval(22, 37) == pytest.approx((0.4350, 0.7365), abs=5e-4)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=5e-4)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 def test_padding_counts_nowhere_even_in_a_batch_of_its_own():

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -154,6 +155,26 @@ def test_an_image_that_breaks_while_training_is_named(fails, flat, tmp_path, mon
     monkeypatch.setattr(RunFolder, "on_train_start", empty_all)
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--data.num_workers=1"]
     assert ".png: the file is empty (0 bytes)" in fails(train.main, *options, "--num_sanity_val_steps=0")
+
+
+def test_what_training_brought_is_said():
+    at_start = {"val/top1": torch.tensor(0.81)}
+    trained = train.outcome(8, {"global_step": 40, "epoch": 6}, 0.86, at_start)
+    assert trained == "Best: epoch 7 of 8, val top1 0.8600 (the head start: 0.8100)"
+    assert train.outcome(8, {"global_step": 40, "epoch": 6}, 0.86, {}) == "Best: epoch 7 of 8, val top1 0.8600"
+    no_gain = train.outcome(8, {"global_step": 0, "epoch": 0}, 0.81, at_start)
+    assert "8 epochs of fine-tuning brought no gain" in no_gain and "head_only.yaml" in no_gain
+    assert train.outcome(0, {"global_step": 0, "epoch": 0}, 0.81, at_start) == "Best: the head start, val top1 0.8100"
+
+
+def test_a_log_file_has_a_line_for_each_epoch_and_the_outcome(split, tmp_path):
+    command = [sys.executable, ROOT / "scripts/train.py", *FAST, f"--data.root={split}", "--max_epochs=3"]
+    command += [f"--default_root_dir={tmp_path}", "--enable_progress_bar=true"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if re.match(r"Epoch \d of 3: train loss", line)]
+    assert len(lines) == 3 and "(new best)" in lines[0] and "left" in lines[1]
+    assert re.search(r"^Best: epoch \d of 3, val top1 [\d.]+$", done.stderr, re.MULTILINE)
+    assert "95 % interval of 9 images" in " ".join(done.stdout.split())
 
 
 def run_sample(folder: Path, *options: str) -> dict:

@@ -11,7 +11,8 @@ from argparse import SUPPRESS
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Literal, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
@@ -50,6 +51,7 @@ class Run:
         trainer: The arguments of `make_trainer` among them.
         resumed: The checkpoint to go on from, if any.
         folder: The run's folder, from `begin` on; with `--fast_dev_run` none.
+        locked: Keeps other processes from writing there.
     """
 
     options: Namespace
@@ -57,6 +59,7 @@ class Run:
     trainer: dict[str, Any]
     resumed: Checkpoint | None
     folder: Path | None = None
+    locked: IO[bytes] | None = None
 
     @property
     def root(self) -> Path:
@@ -80,7 +83,7 @@ class Run:
             self.folder = new_folder(self.root, self.options.name) if is_first else self.root / "lightning_logs/other"
         if is_first:
             check_writable(self.folder, "--default_root_dir")
-            self.lock = lock(self.folder)
+            self.locked = lock(self.folder)
         trainer.loggers = make_loggers(self.options.logger, self.folder, purge_step)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -174,7 +177,8 @@ def check_options(options: Namespace, data_class: Any, model_class: Any) -> None
     check_ranges("", RANGES, vars(options))
     if options.name is not None and not re.fullmatch(r"\w[^/\\]*", options.name):
         raise UserError(f"--name {options.name}: must be usable as the name of a folder")
-    make_loggers(options.logger, Path("lightning_logs/version_0"), None)  # to hear now if they cannot be made
+    with TemporaryDirectory() as folder:  # to hear now if they cannot be made
+        make_loggers(options.logger, Path(folder, "lightning_logs/version_0"), None)
 
 
 def json_config(parser: Parser, options: Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run keeps and shows while it trains: its configuration, its speed, its progress."""
+"""Callbacks for what a run records and displays: its configuration, throughput and progress."""
 
 import logging
 import math
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder(Callback):
-    """Put the resolved configuration into the run's folder, as `config.yaml`, and into every checkpoint, as `config`.
+    """Save the resolved configuration in the run folder, as `config.yaml`, and in every checkpoint, as `config`.
 
     Args:
-        folder: The run's folder, whatever the logger; None where nothing is to be kept.
+        folder: The run folder, whichever logger is used; None to write no file.
         config: JSON types only, so that checkpoints stay loadable with `weights_only=True`.
     """
 
@@ -38,25 +38,25 @@ class RunFolder(Callback):
 
 
 def run_folder(trainer: Trainer) -> Path | None:
-    """The folder of the run, on the process that writes; None if there is none."""
+    """The run folder, on the process that writes to it; None on others, or if there is none."""
     folders = [c.folder for c in trainer.callbacks if isinstance(c, RunFolder)]  # type: ignore[attr-defined]
     return folders[0] if folders and trainer.is_global_zero else None
 
 
 class Throughput(Callback):
-    """Log `train/images_per_second`: training samples of all devices together, validation left out."""
+    """Log `train/images_per_second`, over all devices; validation between epochs is not counted."""
 
     def __init__(self) -> None:
         self.started: float | None = None
         self.num_samples = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.started = None  # so that the time of the validation is not counted
+        self.started = None  # leaves out the validation between epochs
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.started is None:  # the clock starts after an epoch's first batch, which waits for the workers
+        if self.started is None:  # the clock starts after the epoch's first batch, which waits for the workers
             self.started, self.num_samples = time.perf_counter(), 0
             return
         self.num_samples += len(batch[0])
@@ -65,10 +65,10 @@ class Throughput(Callback):
 
 
 class EpochLines(Callback):
-    """One line an epoch, in a terminal and in a log file alike: losses, the monitored metric, time taken and left.
+    """Log one line per epoch, in a terminal or to a file: losses, the monitored metric, time taken and remaining.
 
     Args:
-        monitor: The validation metric to show; the larger, the better.
+        monitor: The validation metric to show; larger is better.
     """
 
     def __init__(self, monitor: str) -> None:
@@ -107,14 +107,14 @@ class EpochLines(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, on stderr, with no more metrics than fit beside it."""
+    """Lightning's rich progress bar, on stderr and without the version number."""
 
     def __init__(self) -> None:
         super().__init__(console_kwargs={"stderr": True})
         self.shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The metrics to show; in training they are read only in steps in which the logger reads them anyway."""
+        """The metrics to show; during training, they are read only in steps in which the logger reads them anyway."""
         if not trainer.training or is_logging_step(trainer):
             metrics = super().get_metrics(trainer, pl_module)
             self.shown = {name: value for name, value in metrics.items() if name != "v_num"}
@@ -122,6 +122,6 @@ class ProgressBar(RichProgressBar):
 
 
 def is_logging_step(trainer: Trainer) -> bool:
-    """Whether metrics are logged after this optimizer step, which synchronizes with the device."""
+    """Whether metrics are logged after this optimizer step; reading them synchronizes with the device."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and trainer.global_step % every == 0

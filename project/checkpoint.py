@@ -1,4 +1,4 @@
-"""Checkpoints: written in full or not at all, found by name, read without ever running what is in them."""
+"""Checkpoints: written in full or not at all, found by name, and read without executing code that they contain."""
 
 import logging
 import os
@@ -18,28 +18,28 @@ Module = TypeVar("Module", bound=LightningModule)
 
 log = logging.getLogger(__name__)
 
-CHECKSUM = b"crc32:"  # what the comment of the zip file begins with
+CHECKSUM = b"crc32:"  # prefix of the zip file's comment
 
 
 class NotSaved(UserError):
-    """A checkpoint could not be written; what was there before is whole."""
+    """A checkpoint could not be written; the existing file is intact."""
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that has been read and found whole."""
+    """A checkpoint that has been read and found intact."""
 
     path: str
     content: dict[str, Any]
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint in full or not at all, with a checksum, and keep the `last.ckpt` before as `previous.ckpt`.
+    """Write checkpoints in full or not at all, with a checksum, and keep the old `last.ckpt` as `previous.ckpt`.
 
-    Lightning writes by way of the temporary folder. Where that is another file system, a kill or a full disk can leave
+    Lightning writes to the temporary folder first. If that is on another file system, a kill or a full disk can leave
     half of the new checkpoint and nothing of the old one.
 
     Args:
-        resumed: The checkpoint to resume from; it is handed to Lightning, once, as it has been read already.
+        resumed: The checkpoint to resume from, which has already been read; Lightning gets this content, once.
     """
 
     def __init__(self, resumed: Checkpoint | None = None) -> None:
@@ -47,38 +47,38 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self.known_whole = set() if resumed is None else {Path(resumed.path).absolute()}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write it. Raises `NotSaved`."""
+        """Write `checkpoint` to `path`. Raises `NotSaved`."""
         path = Path(path).absolute()
         state = checkpoint.get("state_dict", {})
         flags = [tensor.isfinite().all() for tensor in state.values() if tensor.is_floating_point()]
         if flags and not bool(torch.stack(flags).all()):
-            raise NotSaved(f"{path}: not saved, for there are weights that are not finite; what was there is kept")
+            raise NotSaved(f"{path}: not saved, since it has weights that are not finite; the existing file is kept")
         replaces_good = path.name == "last.ckpt" and path.exists() and (path in self.known_whole or is_whole(path))
         try:
             with whole(path, durable=True, previous=path.with_name("previous.ckpt") if replaces_good else None) as file:
                 torch.save(checkpoint, file)
                 append_checksum(file)
-        except (OSError, RuntimeError) as error:  # torch's writer makes RuntimeErrors of some
+        except (OSError, RuntimeError) as error:  # torch's writer turns some into RuntimeErrors
             reason = getattr(error, "strerror", None) or first_line(error)
             raise NotSaved(f"cannot save {path} ({reason}); the checkpoint that was there is kept") from error
         self.known_whole.add(path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """What is in a checkpoint, onto the CPU. Raises `UserError`."""
+        """Load the content of a checkpoint onto the CPU. Raises `UserError`."""
         resumed, self.resumed = self.resumed, None
         return resumed.content if resumed is not None and resumed.path == str(path) else load_checkpoint(path).content
 
 
 def append_checksum(file: IO[bytes]) -> None:
-    """Give a zip file, which is what torch writes, the checksum of its bytes as its comment."""
-    end = file.seek(-2, os.SEEK_END)  # the last two bytes are the length of the comment, so far 0
+    """Add a checksum to a zip file, which is the format that torch writes, as its comment."""
+    end = file.seek(-2, os.SEEK_END)  # the last two bytes are the length of the comment, still 0
     comment = CHECKSUM + checksum(file, end)
     file.seek(end)
     file.write(len(comment).to_bytes(2, "little") + comment)
 
 
 def checksum(file: IO[bytes], end: int) -> bytes:
-    """CRC-32 of the file's first `end` bytes, in hexadecimal digits; torch itself does not check what it reads."""
+    """CRC-32 of the file's first `end` bytes, in hexadecimal; torch itself does not check what it reads."""
     file.seek(0)
     value = 0
     while chunk := file.read(min(1 << 20, end - file.tell())):
@@ -87,7 +87,7 @@ def checksum(file: IO[bytes], end: int) -> bytes:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a checkpoint is as it was written: by its checksum, or if another program wrote it, by the zip's CRCs."""
+    """Whether a checkpoint is intact, by our checksum or, if another program wrote it, by the CRCs in the zip file."""
     try:
         with zipfile.ZipFile(path) as archive:
             comment = archive.comment
@@ -95,22 +95,22 @@ def is_whole(path: str | Path) -> bool:
                 return archive.testzip() is None
         with open(path, "rb") as file:
             return comment == CHECKSUM + checksum(file, os.path.getsize(path) - len(comment) - 2)
-    except Exception:  # damaged zip files end in many types
+    except Exception:  # damaged zip files raise many types
         return False
 
 
 def open_checkpoint(name: str, root: str | Path, run: str | None = None) -> Checkpoint:
-    """Read the checkpoint that is called `best` or `last` in the newest run; any other name is a path.
+    """Read the `best` or `last` checkpoint of the newest run that has one, or the checkpoint at a path.
 
-    Where the last one is damaged, it is the one before.
+    If `last.ckpt` is damaged, `previous.ckpt` is read.
 
     Args:
         name: `best`, `last` or a path.
-        root: The folder that holds `lightning_logs`.
-        run: Look among the runs of this name only.
+        root: The folder that contains `lightning_logs`.
+        run: Consider only the runs with this name.
 
     Raises:
-        UserError: No such file, or none that is whole; or it is unsafe, or not one of ours.
+        UserError: The file is missing, damaged or unsafe, or this project did not write it.
     """
     if name not in ("best", "last"):
         return load_checkpoint(name)
@@ -123,36 +123,36 @@ def open_checkpoint(name: str, root: str | Path, run: str | None = None) -> Chec
         if is_whole(path):
             return load_checkpoint(path, known_whole=True)
         log.warning(f"{path} is damaged")
-    raise UserError(f"checkpoint {name}: none in {folder} is whole; name another one by its path")
+    raise UserError(f"checkpoint {name}: none in {folder} is intact; give the path of another one")
 
 
 def checkpoints_of_runs(name: str, root: str | Path, run: str | None = None) -> list[Path]:
-    """All that `open_checkpoint` chooses from; of a run's checkpoints the preferred ones first."""
+    """All that `open_checkpoint` chooses from; within a run, the preferred one comes first."""
     files = ("last.ckpt", "previous.ckpt") if name == "last" else ("best.ckpt",)
     runs = [folder for folder in Path(root).glob("lightning_logs/*") if run is None or is_called(folder.name, run)]
     return [path for folder in runs for file in files if (path := folder / "checkpoints" / file).is_file()]
 
 
 def is_called(folder: str, run: str) -> bool:
-    """Whether a run folder is that of a run of this name: `NAME`, `NAME_1`, `NAME_2`, …"""
+    """Whether a run folder belongs to a run with this name: `NAME`, `NAME_1`, `NAME_2`, …"""
     return folder == run or (folder.startswith(f"{run}_") and folder.removeprefix(f"{run}_").isdecimal())
 
 
 def load_checkpoint(path: str | Path, known_whole: bool = False) -> Checkpoint:
-    """Read a checkpoint of this project onto the CPU. Pickled code is refused, never run.
+    """Read a checkpoint of this project onto the CPU. Pickled code is refused, never executed.
 
     Args:
         path: The file.
-        known_whole: Its checksum has been compared already.
+        known_whole: Its checksum has already been verified.
 
     Raises:
-        UserError: No such file, unreadable, damaged, unsafe, or not one of ours.
+        UserError: The file is missing, unreadable, damaged or unsafe, or this project did not write it.
     """
     path = str(path)
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path}: no such file")
     if not known_whole and zipfile.is_zipfile(path) and not is_whole(path):
-        raise UserError(f"checkpoint {path}: damaged, its content is not what was written")
+        raise UserError(f"checkpoint {path}: damaged, its checksum does not match")
     content = read_tensors(path, "checkpoint")
     needed = ("state_dict", "hyper_parameters", "config")
     if (
@@ -160,19 +160,19 @@ def load_checkpoint(path: str | Path, known_whole: bool = False) -> Checkpoint:
         or not all(isinstance(content.get(part), dict) for part in needed)
         or not isinstance(content["config"].get("data"), dict)
     ):
-        raise UserError(f"checkpoint {path}: not written by scripts/train.py (weights alone go to --model.weights)")
+        raise UserError(f"checkpoint {path}: not written by scripts/train.py (use --model.weights for weights alone)")
     return Checkpoint(path, content)
 
 
 def load_model(checkpoint: Checkpoint, model_class: type[Module]) -> Module:
-    """Rebuild the model of a checkpoint, in eval mode, with nothing but the checkpoint.
+    """Rebuild the model from a checkpoint alone, in eval mode.
 
     Args:
         checkpoint: The checkpoint.
-        model_class: Its class, which the caller knows; no name in a file is ever imported.
+        model_class: The model's class, given by the caller: no class named in a file is ever imported.
 
     Raises:
-        UserError: The checkpoint's parts do not fit together.
+        UserError: The parts of the checkpoint do not fit together.
     """
     try:
         model = model_class(**{**checkpoint.content["hyper_parameters"], "weights": "none"})
@@ -183,7 +183,7 @@ def load_model(checkpoint: Checkpoint, model_class: type[Module]) -> Module:
 
 
 def load_state(model: LightningModule, checkpoint: Checkpoint) -> None:
-    """Give a model the weights of a checkpoint. Raises `UserError` if they do not fit."""
+    """Load the weights of a checkpoint into a model. Raises `UserError` if they do not fit."""
     try:
         model.load_state_dict(checkpoint.content["state_dict"])
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
@@ -191,15 +191,15 @@ def load_state(model: LightningModule, checkpoint: Checkpoint) -> None:
 
 
 def does_not_fit(checkpoint: Checkpoint, error: Exception) -> UserError:
-    """The error of a checkpoint whose parts do not belong together."""
+    """The error for a checkpoint whose parts do not fit together."""
     return UserError(f"checkpoint {checkpoint.path}: its parts do not fit together ({first_line(error)})")
 
 
 def check_classes(checkpoint: Checkpoint, found: list[str]) -> None:
-    """Refuse data whose classes are not those that a checkpoint was trained on.
+    """Check that the classes of the data are those that a checkpoint was trained on.
 
     Raises:
-        UserError: They differ; the text names the difference.
+        UserError: They differ; the message says how.
     """
     trained = checkpoint.content["hyper_parameters"].get("class_names")
     if trained == found:

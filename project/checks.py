@@ -1,4 +1,4 @@
-"""The first look into the files: every new image is decoded once, before the work, to find the broken ones."""
+"""Decode every new image once, before the actual work starts, to find broken files."""
 
 import logging
 import os
@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-MAX_UNASKED_CHECKS = 100_000  # files: at a thousand a second, under two minutes
-MAX_KEPT_BYTES = 2**30  # of decoded images: 7,000 at 224 pixels
+MAX_UNASKED_CHECKS = 100_000  # files: under two minutes at a thousand per second
+MAX_KEPT_BYTES = 2**30  # of decoded images: 7,000 of them at 224 pixels
 
 
 def drop_bad_images(
@@ -35,14 +35,14 @@ def drop_bad_images(
 
     Args:
         samples: Samples by split.
-        policy: `error` stops with the list of broken files, `skip` leaves them out and says so.
-        check: Whether to look at all; None means for up to `MAX_UNASKED_CHECKS` new files.
-        read: From a path to the decoded image, see the second thing returned.
-        image_bytes: Size of what `read` returns.
+        policy: `error` stops with a list of the broken files, `skip` leaves them out with a warning.
+        check: Whether to check at all; None checks only if there are at most `MAX_UNASKED_CHECKS` new files.
+        read: Returns the decoded image, given its path.
+        image_bytes: Size in bytes of what `read` returns.
 
     Returns:
-        The samples that are left, and the images that `read` gave by path, so that they need not be decoded again; none
-        where they would take more than `MAX_KEPT_BYTES`.
+        The remaining samples, and by path the images that `read` returned, which need not be decoded again; no images
+        if they would take more than `MAX_KEPT_BYTES`.
 
     Raises:
         BadImage: There are broken files, and the policy is `error`.
@@ -59,7 +59,7 @@ def drop_bad_images(
     decoded: dict[str, Tensor] = {}
     if len(unseen) * image_bytes <= MAX_KEPT_BYTES:
         decoded, bad = decode(unseen, read)
-    else:  # at the smallest scale all bytes are read, but few pixels made
+    else:  # the smallest scale reads all bytes, but decodes few pixels
         _, bad = decode(unseen, lambda path: load_image(path, size=1))
     if unseen:
         save_checked(prints[new & np.array([path not in bad for path in paths])])
@@ -70,7 +70,7 @@ def drop_bad_images(
 
 
 def tell(bad: dict[str, str], num_images: int, policy: str) -> None:
-    """Say which of so many images cannot be used, and why; raises `BadImage` where the policy is `error`."""
+    """Report which of `num_images` images cannot be used, and why. Raises `BadImage` if the policy is `error`."""
     listing = first_few([f"{path}: {reason}" for path, reason in bad.items()])
     if policy == "error":
         raise BadImage(
@@ -84,7 +84,7 @@ def decode(paths: Iterable[str], read: Callable[[str], T]) -> tuple[dict[str, T]
     """Read files in threads (Pillow releases the GIL), with a progress bar.
 
     Returns:
-        What `read` gave, and the reason for each file that cannot be decoded, both by path.
+        What `read` returned, and the reason for each file that cannot be decoded, both by path.
     """
     bad: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""What all scripts share: a command line with one-line errors, exit statuses, and messages."""
+"""What all scripts share: a command line with one-line errors, exit statuses and log messages."""
 
 import difflib
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Parser(ArgumentParser):
-    """An argument parser whose errors are one line with the nearest right option, and which guesses nothing."""
+    """An argument parser that reports errors on one line, suggests the closest option, and allows no abbreviations."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -31,11 +31,11 @@ class Parser(ArgumentParser):
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().parse_args(*args, **kwargs)
-        except (UnicodeDecodeError, OSError) as error:  # of a file that is given with --config
+        except (UnicodeDecodeError, OSError) as error:  # raised for a file given with --config
             self.error(f"--config: cannot be read as YAML in UTF-8 ({error})")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say in one line what is wrong with the options, and exit with status 2."""
+        """Print one line on what is wrong with the options, and exit with status 2."""
         text = " ".join(message.split())
         options = sorted({name for action in self._actions for name in (*action.option_strings, action.dest)})
         if wrong := re.match(r'Parser key "([\w.]+)": Expected an? typing.Literal\[(.*)\]. Got value: (.*)', text):
@@ -56,15 +56,15 @@ class Parser(ArgumentParser):
 
 
 def nearest(name: str, options: list[str]) -> str:
-    """The option that was probably meant, in brackets."""
+    """The option that was probably meant, in parentheses."""
     close = difflib.get_close_matches(name, options, n=1)
     return f" (did you mean {close[0]}?)" if close else " (see --help)"
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call a script's main function; a mistake of the user's ends in one line and exit status 1.
+    """Call a script's main function; a `UserError` is printed on one line, with exit status 1.
 
-    Ctrl-C ends in 130 and SIGTERM in 143, as if nothing had caught them; training catches them to save first.
+    Ctrl-C exits with 130 and SIGTERM with 143, as if they had not been caught; training catches them to save first.
     """
     set_up_messages()
     received: list[int] = []
@@ -73,7 +73,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         os._exit(128 + (received[0] if received else signum))
 
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
-        if received:  # while the first one is on its way out
+        if received:  # while the first signal is still being handled
             stop_at_once(signum, frame)
         received.append(signum)
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
@@ -83,22 +83,22 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except BaseException as error:
-        if received:  # Lightning turns it into another exit, or what it interrupted failed with an error of its own
+        if received:  # Lightning may change the exit, or the interrupted code may raise another error
             sys.exit(128 + received[0])
         if not isinstance(error, UserError | MisconfigurationException):
             raise
         text = str(error).strip()
-        if "Original Traceback" in text:  # from a loader's worker process; the last line is the error's own
+        if "Original Traceback" in text:  # raised in a data worker; the last line is the original message
             text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}")
     finally:
-        for signum in (signal.SIGINT, signal.SIGTERM):  # only the way out is left
+        for signum in (signal.SIGINT, signal.SIGTERM):  # only the exit is left
             signal.signal(signum, stop_at_once)
     sys.exit(128 + received[0] if received else 0)  # Python drops exceptions in `__del__` and in callbacks from C
 
 
 class StderrHandler(logging.StreamHandler):
-    """Writes to what is `sys.stderr` at that moment: rich replaces it, so that lines stand above the progress bar."""
+    """Write to the current `sys.stderr`: rich replaces it, so that messages appear above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""
@@ -107,7 +107,7 @@ class StderrHandler(logging.StreamHandler):
 
 
 def set_up_messages() -> None:
-    """Our messages to stderr, on one process; Lightning's advice on what is settled here is left out."""
+    """Log to stderr, from all ranks but 0 only errors, and silence Lightning's advice on what is settled here."""
     ours = logging.getLogger("project")
     if not ours.handlers:
         ours.addHandler(StderrHandler())

@@ -1,4 +1,4 @@
-"""Files: written in full or not at all, and read without ever running what is in them."""
+"""Files: written in full or not at all, and read without executing code that they contain."""
 
 import errno
 import os
@@ -22,14 +22,14 @@ except ImportError:  # Windows
 
 @contextmanager
 def whole(path: str | Path, durable: bool = False, previous: Path | None = None) -> Iterator[IO[bytes]]:
-    """Open a file for writing; it takes its name when it is complete, or never.
+    """Open a file for writing that replaces `path` only once it is complete.
 
-    The draft lies beside the file as `NAME.part`; an error leaves what was there before.
+    Until then it is `NAME.part`, beside the file; after an error, the existing file is unchanged.
 
     Args:
-        path: The file. Its folder is made.
-        durable: Flush the file and its folder to the disk, so that a power failure cannot lose them either.
-        previous: Under this name the file that was there before is kept.
+        path: The file. Its folder is created.
+        durable: Flush the file and its folder to disk, so that they survive a power failure, too.
+        previous: Keep the existing file under this name.
 
     Raises:
         OSError: The folder or the file cannot be written.
@@ -59,37 +59,37 @@ def whole(path: str | Path, durable: bool = False, previous: Path | None = None)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text in UTF-8 in full or not at all; bytes of file names that are not UTF-8 stay. Raises `OSError`."""
+    """Write UTF-8 text in full or not at all; file names that are not UTF-8 keep their bytes. Raises `OSError`."""
     with whole(path) as file:
         file.write(text.encode(errors="surrogateescape"))
 
 
 def read_tensors(path: str, role: str) -> Any:
-    """Read a safetensors file, or one that `torch.save` wrote, onto the CPU. Pickled code is refused, never run.
+    """Read a safetensors or `torch.save` file onto the CPU. Pickled code is refused, never executed.
 
     Args:
         path: The file.
-        role: What the file is to the user, for the messages.
+        role: What error messages call the file.
 
     Raises:
-        UserError: Unreadable, damaged or unsafe.
+        UserError: The file is unreadable, damaged or unsafe.
     """
     try:
         if path.endswith(".safetensors"):
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on odd pickles, which are refused anyway
+            warnings.simplefilter("ignore")  # torch warns about odd pickles, which are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{role} {path}: refused, it holds more than tensors and plain values, or is damaged"
+            f"{role} {path}: refused, since it contains more than tensors and plain values, or is damaged"
         ) from error
-    except Exception as error:  # damaged files end in many types: RuntimeError, EOFError, IndexError, KeyError, …
-        raise UserError(f"{role} {path}: damaged, or not such a file ({first_line(error)})") from error
+    except Exception as error:  # damaged files raise many types: RuntimeError, EOFError, IndexError, KeyError, …
+        raise UserError(f"{role} {path}: damaged, or not in the expected format ({first_line(error)})") from error
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Find out before the work whether results can be kept; the folder is made.
+    """Create a folder, and check before any work that results can be written to it.
 
     Raises:
         UserError: They cannot.
@@ -104,13 +104,13 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def lock(folder: Path) -> IO[bytes] | None:
-    """Keep other processes from writing to a folder until this one ends, however it ends.
+    """Keep other processes from writing to a folder until this one ends, in whatever way.
 
     Returns:
-        The locked file, which has to be kept; None where the system has no locks that end with their process.
+        The locked file, which must be kept open; None if the system has no locks that end with their process.
 
     Raises:
-        UserError: Another process has locked it.
+        UserError: Another process holds the lock.
     """
     if fcntl is None:
         return None
@@ -121,7 +121,7 @@ def lock(folder: Path) -> IO[bytes] | None:
         file.close()
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise UserError(
-                f"another process is writing to {folder}: wait for it, or start a run of its own"
+                f"another process is writing to {folder}: wait for it to end, or start a new run"
             ) from error
         return None  # a file system without locks
     return file

@@ -1,4 +1,4 @@
-"""From files to upright RGB images and tensors: which files count as images, and how one is decoded.
+"""Find image files, and decode them to upright RGB images and tensors.
 
 Pillow is the only decoder: `torchvision.io.decode_image` can crash the process on a damaged PNG, and reads fewer
 formats.
@@ -20,42 +20,42 @@ from torchvision.transforms import InterpolationMode, v2
 
 from project import UserError
 
-# The allow-list keeps the rest of Pillow's readers (EPS starts Ghostscript, for one) away from files of unknown origin.
+# An allow-list, since untrusted files must not reach Pillow's other readers (EPS, for example, starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 EXIF_ORIENTATION = 0x0112
-MAX_PIXELS = 100_000_000  # a 50 kB PNG can claim 30,000 x 30,000 pixels: refuse it before decoding takes the memory
+MAX_PIXELS = 100_000_000  # a 50 kB PNG can claim 30,000 x 30,000 pixels: refuse it before decoding exhausts the memory
 
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns above this, and refuses at twice as much
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we refuse at once, see _opened
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns above this, and refuses above twice as much
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _opened refuses above the limit
 
 
 class BadImage(UserError):
-    """A file that cannot be used as an image; the text is `path: reason`."""
+    """A file that cannot be used as an image; the message is `path: reason`."""
 
 
 class Preprocessing(TypedDict):
-    """How an image is brought to what a network was trained on."""
+    """How to prepare an image for a network, to match what it was trained on."""
 
-    resize_size: int  # pixels of the shorter side, before the crop
-    crop_size: int  # pixels of each side of the central crop: what the network sees
+    resize_size: int  # shorter side in pixels, before the crop
+    crop_size: int  # side of the central crop in pixels: what the network sees
     interpolation: str  # one of torchvision's InterpolationMode
-    mean: list[float]  # of red, green and blue from 0 to 1
+    mean: list[float]  # of red, green and blue, each from 0 to 1
     std: list[float]
 
 
 def load_image(path: str | Path, size: int | None = None) -> Image.Image:
-    """Decode one file into an upright 8-bit RGB image: the first frame, EXIF rotation applied.
+    """Decode one file into an upright 8-bit RGB image: the first frame, with the EXIF rotation applied.
 
-    Transparency is laid on white. 16-bit grey is scaled to 8 bits; 32-bit and float grey is stretched from its own
-    minimum and maximum.
+    Transparent images are put on a white background. 16-bit grey is scaled to 8 bits; 32-bit and float grey is
+    stretched from its own minimum and maximum.
 
     Args:
-        path: An image in one of `FORMATS`, whatever its extension says.
-        size: If given, a JPEG may come out smaller, but never with a side under this many pixels, see `load_crop`.
+        path: An image in one of `FORMATS`, whatever its extension.
+        size: If given, a JPEG may be decoded smaller, but not with a side below this many pixels, see `load_crop`.
 
     Raises:
-        BadImage: Unreadable, truncated, not an image, or more than `MAX_PIXELS` pixels.
+        BadImage: The file is unreadable, truncated, not an image, or larger than `MAX_PIXELS` pixels.
     """
     with _opened(path) as image:
         if size is not None:
@@ -67,23 +67,23 @@ def load_image(path: str | Path, size: int | None = None) -> Image.Image:
 def load_crop(
     path: str | Path, size: int, choose: Callable[[int, int], tuple[int, int, int, int]], resample: Image.Resampling
 ) -> Image.Image:
-    """Decode, crop and resize one file to an upright `size` x `size` RGB image, as `load_image` in all else.
+    """Decode, crop and resize one file to an upright `size` x `size` RGB image, otherwise like `load_image`.
 
     A JPEG is decoded at the smallest scale (1, 1/2, 1/4, 1/8: the decoder leaves out the higher frequencies of its DCT
-    blocks) at which the crop still has `size` pixels a side. For a photo of 12 megapixels that is most of the work.
+    blocks) at which the crop still has `size` pixels per side. For a 12-megapixel photo this saves most of the work.
 
     Args:
         path: The file.
         size: Side of the result, in pixels.
-        choose: Called with height and width, returns top, left, height and width of the crop, all in full pixels.
-        resample: Filter of the resizing, which is antialiased.
+        choose: Given height and width, returns top, left, height and width of the crop, in pixels at full scale.
+        resample: Filter for resizing, which is antialiased.
 
     Raises:
-        BadImage: As `load_image`.
+        BadImage: As in `load_image`.
     """
     with _opened(path) as image:
         width, height = image.size
-        if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:  # it lies on its side
+        if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:  # stored on its side
             width, height = height, width
         top, left, crop_height, crop_width = choose(height, width)
         zoom = max(size / crop_width, size / crop_height)
@@ -97,14 +97,14 @@ def load_crop(
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Width and height in pixels, from the file's header alone, before any EXIF rotation. Raises `BadImage`."""
+    """Width and height in pixels from the file's header, before any EXIF rotation. Raises `BadImage`."""
     with _opened(path) as image:
         return image.size
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Open a file without decoding it; whatever goes wrong inside becomes a `BadImage` that names it."""
+    """Open a file without decoding it; any error in the `with` block is raised as a `BadImage` naming the file."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -116,7 +116,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def eval_transform(preprocessing: Preprocessing) -> v2.Transform:
-    """From a Pillow image to uint8 `(3, crop_size, crop_size)`, as the pretrained weights want it for evaluation."""
+    """From a Pillow image to uint8 `(3, crop_size, crop_size)`, as the pretrained weights expect it in evaluation."""
     interpolation = InterpolationMode(preprocessing["interpolation"])
     return v2.Compose(
         [
@@ -128,15 +128,15 @@ def eval_transform(preprocessing: Preprocessing) -> v2.Transform:
 
 
 def eval_reader(preprocessing: Preprocessing) -> v2.Transform:
-    """From a path to uint8 `(3, crop_size, crop_size)`; a JPEG is decoded no larger than that takes."""
+    """From a path to uint8 `(3, crop_size, crop_size)`; a JPEG is decoded no larger than necessary."""
     return v2.Compose([partial(load_image, size=preprocessing["resize_size"]), eval_transform(preprocessing)])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # convert("RGB") would clip these at 255, to almost all white
+    if image.mode.startswith(("I", "F")):  # convert("RGB") would clip these at 255: almost all white
         values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False)
         low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (values.min(), values.max())
-        values -= low  # in place, for a large image takes a gigabyte as it is
+        values -= low  # in place: a large image already takes a gigabyte
         values *= 255.0 / max(float(high - low), 1e-12)
         return Image.fromarray(values.round(out=values).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -156,12 +156,12 @@ def _reason(path: str | Path, error: Exception) -> str:
 
 
 def is_junk(name: str) -> bool:
-    """Hidden files and what operating systems leave behind: `.DS_Store`, `._photo.jpg`, `__MACOSX`, `@eaDir`."""
+    """Whether a file is hidden or left by an operating system: `.DS_Store`, `._photo.jpg`, `__MACOSX`, `@eaDir`."""
     return name.startswith((".", "__MACOSX", "@eaDir"))
 
 
 def list_images(folder: str | Path) -> tuple[list[str], Counter[str]]:
-    """All image files below a folder, sorted, links followed, each folder entered once.
+    """All image files below a folder, sorted; links are followed, and each folder is visited once.
 
     Returns:
         The paths, and how many other files were passed over, by extension.
@@ -170,7 +170,7 @@ def list_images(folder: str | Path) -> tuple[list[str], Counter[str]]:
     others: Counter[str] = Counter()
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link back up would list its images again and again
+        if (real := os.path.realpath(parent)) in seen:  # a link to a parent folder would list its images again
             folders.clear()
             continue
         seen.add(real)

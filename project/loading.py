@@ -1,4 +1,4 @@
-"""The order of the samples: the same for any number of processes and workers, and after any interruption."""
+"""Load samples in an order that is the same for any number of processes and workers, and after any interruption."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ from project.lightning_internals import batches_done, epoch_is_over
 
 
 class RankAndSeed(NamedTuple):
-    """What the order of a process's samples depends on, beside their number and the epoch."""
+    """What determines the order of a process's samples, besides their number and the epoch."""
 
     rank: int
     world_size: int
@@ -27,52 +27,52 @@ class RankAndSeed(NamedTuple):
 
 
 class ResumableData(LightningDataModule):
-    """A data module whose training goes on after the last batch that was seen, with what is random drawn as before.
+    """A data module that resumes training after the last batch seen, with the random numbers of an uninterrupted run.
 
-    A subclass makes its training loader with `train_loader` and all others with `eval_loader`.
+    A subclass creates its training loader with `train_loader` and all others with `eval_loader`.
 
     Args:
-        batch_size: Samples a step, on each device.
-        num_workers: Processes that load, on each device; by default one a core, 8 at most.
+        batch_size: Samples per step and device.
+        num_workers: Data workers per device; by default, the cores divided by the devices, but at most 8.
     """
 
     def __init__(self, batch_size: int, num_workers: int | None) -> None:
         super().__init__()
-        self.batch_size = batch_size  # by this name Lightning's batch-size finder looks for it
+        self.batch_size = batch_size  # the name that Lightning's batch-size finder looks for
         self.num_workers = num_workers
         self.resumed = {"epoch": 0, "batches_done": 0, "images_a_step": 0}
 
     @property
     def rank_and_seed(self) -> RankAndSeed:
-        """Of this process."""
+        """Rank, number of processes and seed, for this process."""
         if self.trainer is None:
             return RankAndSeed(rank=0, world_size=1, seed=0)
-        # seed_everything leaves the seed where processes that Lightning starts find it, too
+        # set by seed_everything, also for the processes that Lightning starts
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         return RankAndSeed(self.trainer.global_rank, self.trainer.world_size, seed)
 
     @property
     def global_batch_size(self) -> int:
-        """Samples a step, on all devices together."""
+        """Samples per step, over all devices."""
         return self.batch_size * self.rank_and_seed.world_size
 
     def train_loader(self, dataset: Dataset, weights: np.ndarray | None = None, **options: Any) -> DataLoader:
-        """A loader of the training samples, in a new order each epoch, which goes on where a resumed run was stopped.
+        """A loader of the training samples, in a new order each epoch; it resumes where an interrupted run stopped.
 
         Args:
-            dataset: Is asked for what `EpochSampler` gives.
+            dataset: Its items are requested as `EpochSampler` yields them.
             weights: See `EpochSampler`.
             options: See `_loader`.
 
         Raises:
-            UserError: The run was stopped within an epoch, with another global batch size.
+            UserError: The run was stopped within an epoch that had another global batch size.
         """
         sampler = EpochSampler(len(dataset), shuffle=True, weights=weights, **self.rank_and_seed._asdict())  # type: ignore[arg-type]
         batches = self.resumed["batches_done"]
         if batches and self.resumed["images_a_step"] != self.global_batch_size:
             raise UserError(
                 f"the checkpoint is from the middle of an epoch with {self.resumed['images_a_step']} images a step (on "
-                f"all devices together), which goes on with as many, not {self.global_batch_size}: --data.batch_size"
+                f"all devices together); resume it with as many, not {self.global_batch_size}: --data.batch_size"
             )
         sampler.resume(self.resumed["epoch"], batches * self.batch_size)
         # Drop a last batch of one sample: BatchNorm cannot train on it.
@@ -80,7 +80,7 @@ class ResumableData(LightningDataModule):
         return self._loader(dataset, sampler, drop_last=drop_last, **options)
 
     def eval_loader(self, dataset: Dataset, **options: Any) -> DataLoader:
-        """A loader of all samples in order, shared out among the processes and padded; options as for `_loader`."""
+        """A loader of all samples in order, divided among the processes, with padding; options as for `_loader`."""
         sampler = EpochSampler(len(dataset), shuffle=False, **self.rank_and_seed._asdict())  # type: ignore[arg-type]
         return self._loader(dataset, sampler, **options)
 
@@ -92,11 +92,11 @@ class ResumableData(LightningDataModule):
         in_memory: bool = False,
         drop_last: bool = False,
     ) -> DataLoader:
-        """A loader; if the data set is in memory, there is nothing that worker processes could do."""
+        """A loader; for a data set in memory it has no worker processes."""
         trainer = self.trainer
         processes = 1 if trainer is None else trainer.num_devices
         if isinstance(getattr(trainer and trainer.strategy, "cluster_environment", None), SLURMEnvironment):
-            processes = 1  # srun has given each process cores of its own
+            processes = 1  # srun has given each process its own cores
         workers = default_workers(processes) if self.num_workers is None else self.num_workers
         workers = 0 if in_memory else workers
         return DataLoader(
@@ -112,50 +112,51 @@ class ResumableData(LightningDataModule):
         )
 
     def seed_step(self) -> None:
-        """Seed torch for a training step, from here to dropout.
+        """Seed torch for everything random in a training step from here on, such as dropout.
 
-        What is random in a step then depends on nothing before it, and a resumed run goes on as one that never stopped.
+        This makes a step independent of those before it, so that a resumed run continues as if never interrupted.
         """
         assert self.trainer is not None
         position = (*self.rank_and_seed, self.trainer.current_epoch, batches_done(self.trainer))
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
 
     def indices_of_batch(self, batch_idx: int) -> list[int]:
-        """Which training samples this process sees as a batch of the current epoch."""
+        """Indices of the training samples that this process sees as a batch of the current epoch."""
         assert self.trainer is not None and self.trainer.train_dataloader is not None
         indices, _ = self.trainer.train_dataloader.sampler.indices_of_rank(self.trainer.current_epoch)
         return indices[batch_idx * self.batch_size :][: self.batch_size].tolist()
 
     def state_dict(self) -> dict[str, int]:
-        """How far training has come, for the checkpoint: epochs that are over, and batches of the one that is not."""
+        """Training progress, for the checkpoint: the completed epochs, and the completed batches of the current one."""
         if self.trainer is None:
             return self.resumed
         epoch, done = self.trainer.current_epoch, batches_done(self.trainer)
         if epoch_is_over(self.trainer) or self.trainer.is_last_batch:
             epoch, done = epoch + 1, 0
-        # The last name is that of the first checkpoints; it means `global_batch_size`.
+        # The last name is kept from the first checkpoints; it means `global_batch_size`.
         return {"epoch": epoch, "batches_done": done, "images_a_step": self.global_batch_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Keep it for the loader, which Lightning starts before it restores its own progress."""
+        """Keep the state for the loader, which Lightning creates before it restores its own progress."""
         self.resumed = state_dict
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """One process's share of each epoch, as indices, each with a seed for what is random in the sample's transform.
+    """Yield one process's part of each epoch: indices, each with a seed for what is random in the sample's transform.
 
-    Both depend on the seed and the epoch, and on nothing else.
+    Both depend only on the seed and the epoch.
 
-    Every process gets equally many, so that none waits for another at the end. What that takes beyond the data repeats
-    samples when shuffling; otherwise it is `PADDING`, which the metrics ignore: evaluation counts each sample once.
+    Every process gets the same number of samples, so that none waits for another at the end. If the data does not
+    divide evenly, shuffling repeats some samples; otherwise the rest is `PADDING`, which the metrics ignore, so that
+    evaluation counts each sample once.
 
     Args:
         num_samples: Size of the data set.
-        shuffle: A new order every epoch, else the data's own.
+        shuffle: Use a new order every epoch instead of the order of the data set.
         weights: If given, draw with replacement, with these relative probabilities, shape `(num_samples,)`.
-        rank: Which process this is.
-        world_size: How many processes there are.
-        seed: Of the order and of the samples' seeds.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        seed: Seed of the order and of the samples' seeds.
     """
 
     PADDING = -1
@@ -180,11 +181,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.resumed: tuple[int, int] | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
+        """Set the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
     def resume(self, epoch: int, num_done: int) -> None:
-        """Start in `epoch` after the `num_done` samples that this process saw of it before it was stopped."""
+        """Start in `epoch`, after the `num_done` samples of it that this process saw before the interruption."""
         self.epoch = epoch
         self.resumed = (epoch, num_done)
 
@@ -195,11 +196,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         epoch, num_done = self.resumed or (0, 0)
         start = num_done if epoch == self.epoch else 0
         items = torch.stack(self.indices_of_rank(self.epoch), dim=1)[start:]
-        for some in items.split(4096):  # objects for all would take memory that workers hold, too
+        for some in items.split(4096):  # objects for all of them would take memory in the workers, too
             yield from map(tuple, some.tolist())
 
     def indices_of_rank(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """All of an epoch for this process: indices and seeds, int64 `(len(self),)` each."""
+        """Indices and seeds of an epoch for this process, each int64 `(len(self),)`."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         if self.weights is not None:
             order = torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
@@ -208,7 +209,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         else:
             order = torch.arange(self.num_samples)
         missing = len(self) * self.world_size - self.num_samples
-        again = order.repeat(self.world_size)[:missing]  # where there are fewer samples than processes, many times
+        again = order.repeat(self.world_size)[:missing]  # more than once if there are fewer samples than processes
         fill = again if self.shuffle else torch.full((missing,), self.PADDING)
         seeds = torch.randint(2**62, (self.num_samples + missing,), generator=generator)
         mine = slice(self.rank, None, self.world_size)
@@ -216,16 +217,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def set_up_worker(worker: int) -> None:
-    """Leave memory and signals, which a data worker shares with the main process, to that process."""
-    gc.freeze()  # the garbage collector writes to what it inspects, and pages that are written to are copied
-    # Ctrl-C, and a signal to the whole job, must not end a worker that the last step still needs.
+    """Keep a data worker from copying the memory of the main process, and from receiving its signals."""
+    gc.freeze()  # the garbage collector writes to the objects that it inspects, which copies their pages
+    # Ctrl-C, or a signal to the whole job, must not end a worker that the last step still needs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 
 
 def default_workers(processes: int = 1) -> int:
-    """Loading processes for each of so many training processes: one for each core that we may use, 8 at most."""
-    # A container or a scheduler may allow fewer cores than there are.
+    """Number of data workers for each of `processes` training processes: one per available core, at most 8."""
+    # A container or a scheduler may allow fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, cores // processes)

@@ -1,4 +1,4 @@
-"""Loggers: made for the folder of a run, and shown its pictures and results in the form that each has for them."""
+"""Create loggers that write to the run folder, and log figures and results in the form that each logger supports."""
 
 import re
 from pathlib import Path
@@ -15,27 +15,27 @@ from project.files import whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IN_RUN_FOLDER = "RUN_FOLDER"  # stands for the run's folder until there is one
+IN_RUN_FOLDER = "RUN_FOLDER"  # placeholder until the run folder exists
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 
 
 def with_save_dir(argv: list[str]) -> list[str]:
-    """Complete a command line whose logger requires a folder, which is the run's, as `--logger CSVLogger` does."""
+    """Add the run folder to a command line whose logger requires a folder, as `--logger CSVLogger` does."""
     line = " ".join(argv)
     needs_it = re.search(r"--logger\+?[= ](\S*\.)?(CSVLogger|TensorBoardLogger)\b", line)
     return [*argv, f"--logger.save_dir={IN_RUN_FOLDER}"] if needs_it and "--logger.save_dir" not in line else argv
 
 
 def make_loggers(given: Any, folder: Path, purge_step: int | None) -> list[Logger]:
-    """Make the loggers that `--logger` names; by default TensorBoard's.
+    """Create the loggers that `--logger` names; by default TensorBoard's.
 
     Args:
-        given: The option: None or True for the default, False for none, a class with its arguments, or a list of them.
-        folder: The run's folder. Loggers write there, and name the run like it, unless they were told otherwise.
-        purge_step: TensorBoard shall forget what was logged in this step and after it; None to forget nothing.
+        given: The option: None or True for the default, False for none, a class with its arguments, or a list of these.
+        folder: The run folder. Loggers write there, and name the run after it, unless configured otherwise.
+        purge_step: TensorBoard discards what was logged from this step on; None to discard nothing.
 
     Raises:
-        UserError: A logger cannot be made, for example since its package is not installed.
+        UserError: A logger cannot be created, for example because its package is not installed.
     """
     if given is False:
         return []
@@ -47,7 +47,7 @@ def make_loggers(given: Any, folder: Path, purge_step: int | None) -> list[Logge
     for spec in given if isinstance(given, list) else [given]:
         name = spec.class_path.rpartition(".")[2]
         arguments = Namespace({**spec.get("init_args", {})})
-        if arguments.get("save_dir") in (None, ".", "./mlruns", IN_RUN_FOLDER):  # not where the user wants it
+        if arguments.get("save_dir") in (None, ".", "./mlruns", IN_RUN_FOLDER):  # the user has chosen no place
             for argument, value in place(name, folder).items():
                 if arguments.get(argument) in (None, ".", IN_RUN_FOLDER, "lightning_logs"):
                     arguments[argument] = value
@@ -61,12 +61,12 @@ def make_loggers(given: Any, folder: Path, purge_step: int | None) -> list[Logge
 
 
 def place(logger: str, folder: Path) -> dict[str, Any]:
-    """The arguments with which a logger of this name writes to a run's folder, and gives the run the folder's name."""
+    """Arguments that make a logger with this class name write to a run folder, and name the run after it."""
     return {
         "TensorBoardLogger": {"save_dir": str(folder.parent), "name": "", "version": folder.name},
         "CSVLogger": {"save_dir": str(folder.parent), "name": "", "version": folder.name},
         "WandbLogger": {"save_dir": str(folder), "name": folder.name},
-        # one store for all runs, since it is there that they are compared
+        # one store for all runs, so that they can be compared there
         "MLFlowLogger": {
             "tracking_uri": f"sqlite:///{folder.parent / 'mlflow.db'}",
             "artifact_location": str(folder.parent / "mlartifacts"),
@@ -76,15 +76,15 @@ def place(logger: str, folder: Path) -> dict[str, Any]:
 
 
 def log_figure(trainer: Trainer, name: str, figure: "Figure", folder: Path | None) -> None:
-    """Show a picture where the loggers show pictures; if none of them does, keep it in the run's folder.
+    """Log a figure to the loggers that can show it; if none can, save it in the run folder.
 
-    To be called by the process with global rank 0 alone.
+    Only the process with global rank 0 may call this.
 
     Args:
-        trainer: Gives the loggers and the step.
-        name: Such as `val/confusion_matrix`.
-        figure: The picture.
-        folder: The run's folder; None if there is none.
+        trainer: Provides the loggers and the step.
+        name: A name such as `val/confusion_matrix`.
+        figure: The figure.
+        folder: The run folder; None if there is none.
     """
     shown = [show_figure(logger, name, figure, trainer.global_step) for logger in trainer.loggers]
     if not any(shown) and folder is not None:
@@ -93,7 +93,7 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure", folder: Path | Non
 
 
 def show_figure(logger: Logger, name: str, figure: "Figure", step: int) -> bool:
-    """Give a picture to a logger. Returns whether it is one that shows pictures."""
+    """Log a figure to one logger. Returns whether that logger can show figures."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_figure(name, figure, step)
     elif isinstance(logger, WandbLogger):
@@ -108,12 +108,12 @@ def show_figure(logger: Logger, name: str, figure: "Figure", step: int) -> bool:
 
 
 def log_results(trainer: Trainer, hyperparameters: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Keep the options of a run, with the metrics that it ended with, where loggers compare runs.
+    """Log the options of a run and its final metrics where the loggers compare runs.
 
     Args:
-        trainer: Gives the loggers.
-        hyperparameters: Options, nested.
-        metrics: Of the best checkpoint, by name.
+        trainer: Provides the loggers.
+        hyperparameters: The options, nested by group.
+        metrics: Metrics of the best checkpoint, by name.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -1,4 +1,4 @@
-"""How good a classifier is: the metrics, and their summary as a dictionary, a table and a picture."""
+"""Classification metrics, and their summary as a dictionary, a table and a figure."""
 
 import json
 import math
@@ -29,7 +29,7 @@ MANY = 20  # classes
 
 
 class CrossEntropy(Metric):
-    """Mean cross-entropy, in nats, over all samples that have a label.
+    """Mean cross-entropy, in nats, over all samples with a label.
 
     torchmetrics' own MeanMetric either reads every value to drop NaN, which synchronizes with the device, or drops the
     weights.
@@ -49,26 +49,26 @@ class CrossEntropy(Metric):
         self.count += (labels != IGNORE).sum()
 
     def compute(self) -> Tensor:
-        """The mean, a scalar; NaN if there was nothing."""
+        """The mean, a scalar; NaN if there were no samples."""
         return self.total / self.count
 
 
 class EvalMetrics(nn.Module):
-    """All metrics of one evaluation. Every sample counts once, whatever the number of processes and batches.
+    """All metrics of one evaluation. Every sample counts once, for any number of processes and batches.
 
-    To add a metric, add a line here: a scalar is logged and written to `metrics.json` under its name.
+    To add a metric, add a line in `__init__`: a scalar is logged and written to `metrics.json` under its name.
 
     - `loss`: mean cross-entropy, in nats
-    - `top1`, `top5`: share of samples whose class is ranked first, or among the first five; `top5` only for more than
-      20 classes, with fewer it means little
+    - `top1`, `top5`: fraction of samples whose class is ranked first, or among the first five; `top5` only with more
+      than 20 classes, since it means little with fewer
     - `macro_f1`: F1 score of each class, averaged over the classes
-    - `ece`: expected calibration error in 15 bins (Guo et al. 2017, arXiv 1706.04599)
+    - `ece`: expected calibration error with 15 bins (Guo et al. 2017, arXiv 1706.04599)
     - `confusion`: int64 `(num_classes, num_classes)`, true class by predicted class
     """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        # validate_args would read the values, which synchronizes with the device, in every step
+        # validate_args would read the values in every step, which synchronizes with the device
         options: dict[str, Any] = {"num_classes": num_classes, "ignore_index": IGNORE, "validate_args": False}
         metrics: dict[str, Metric] = {
             "loss": CrossEntropy(),
@@ -78,7 +78,7 @@ class EvalMetrics(nn.Module):
             "ece": MulticlassCalibrationError(n_bins=15, **options),
             "confusion": MulticlassConfusionMatrix(**options),
         }
-        self.by_name = cast(dict[str, Metric], nn.ModuleDict(metrics))  # so that they follow the model to its device
+        self.by_name = cast(dict[str, Metric], nn.ModuleDict(metrics))  # so that they move to the model's device
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits float32 `(B, num_classes)`, labels int64 `(B,)`, of which `IGNORE` is left out."""
@@ -87,21 +87,21 @@ class EvalMetrics(nn.Module):
             metric.update(logits if isinstance(metric, CrossEntropy) else probabilities, labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """Values over all batches and processes since the last `reset`."""
+        """The metrics by name, over all batches and processes since the last `reset`."""
         return {name: metric.compute() for name, metric in self.by_name.items()}
 
     def reset(self) -> None:
-        """Forget all batches."""
+        """Discard all batches."""
         for metric in self.by_name.values():
             metric.reset()
 
 
 def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> dict[str, Any]:
-    """What `metrics.json` holds: JSON types only, per-class metrics by class name.
+    """The content of `metrics.json`: JSON types only, with per-class metrics by class name.
 
     Args:
         values: What `EvalMetrics.compute` returned.
-        class_names: Names in the order of the model's outputs.
+        class_names: Class names, in the order of the model's outputs.
         split: Name of the evaluated split.
     """
     confusion = values["confusion"].cpu()
@@ -112,7 +112,7 @@ def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> 
     return {
         "split": split,
         "num_samples": int(support.sum()),
-        **{"top1": None, "top5": None, **scalars},  # these two first; top5 is there only with many classes
+        **{"top1": None, "top5": None, **scalars},  # these two first; top5 exists only with many classes
         "top1_interval": [round(bound, 4) for bound in wilson_interval(int(correct.sum()), int(support.sum()))],
         "per_class": {
             name: {"precision": p, "recall": r, "support": n}
@@ -122,7 +122,7 @@ def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> 
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Where the true accuracy lies with a probability of 95 % (Wilson 1927), from 0 to 1."""
+    """The 95 % confidence interval of an accuracy (Wilson 1927): its bounds, from 0 to 1."""
     if total == 0:
         return 0.0, 1.0
     z, share = 1.96, correct / total
@@ -133,12 +133,12 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 @rank_zero_only
 def report(summary: dict[str, Any], confusion: Tensor, folder: Path | None) -> None:
-    """Write `metrics.json` and `confusion_matrix.png` to a folder, if there is one, and print the metrics as tables.
+    """Print the metrics as tables, and write `metrics.json` and `confusion_matrix.png` to the folder, if there is one.
 
     Args:
         summary: What `summarize` returned.
         confusion: Counts `(num_classes, num_classes)`, true class by predicted class.
-        folder: Is made where it does not exist.
+        folder: Created if it does not exist.
 
     Raises:
         OSError: The folder cannot be written.
@@ -153,7 +153,7 @@ def report(summary: dict[str, Any], confusion: Tensor, folder: Path | None) -> N
 
 
 def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:
-    """The overall metrics, and those of the classes; of more than `max_classes` the ones with the lowest recall."""
+    """Tables of the overall and the per-class metrics; at most the `max_classes` classes with the lowest recall."""
     overall = Table(title=f"{summary['split']} split, {summary['num_samples']:,} images")
     row = []
     for name, value in summary.items():
@@ -173,13 +173,13 @@ def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:
 
 
 def confusion_figure(confusion: Tensor, class_names: list[str]) -> "Figure":
-    """A confusion matrix as a picture: colour is the share of the true class, numbers are images.
+    """A confusion matrix as a figure: colours are fractions of the true class, numbers are image counts.
 
     Args:
         confusion: Counts `(num_classes, num_classes)`, true class by predicted class.
-        class_names: Names in that order.
+        class_names: Class names, in the same order.
     """
-    from matplotlib.figure import Figure  # takes a third of a second, which predictions need not wait for
+    from matplotlib.figure import Figure  # imported here, since it takes a third of a second
 
     counts = confusion.cpu()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
@@ -191,7 +191,7 @@ def confusion_figure(confusion: Tensor, class_names: list[str]) -> "Figure":
     figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    if num_classes <= 60:  # beyond that names would overlap
+    if num_classes <= 60:  # with more classes, the names would overlap
         axes.set_xticks(range(num_classes), class_names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(num_classes), class_names)
     if num_classes <= 25:

@@ -1,4 +1,4 @@
-"""The optimizer and its schedule: parameter groups with rates of their own, warm-up, then a cosine or a constant."""
+"""The optimizer and its learning rate schedule: parameter groups; warm-up, then cosine or constant."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -21,15 +21,15 @@ def param_groups(
     backbone_lr_factor: float,
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """Parameter groups: the head and the backbone, each with and without weight decay.
+    """Parameter groups for the head and the backbone, each with and without weight decay.
 
     Args:
-        parameters: Names and parameters; those that need no gradient are left out.
-        head: What the names of the head's parameters begin with.
-        decayed: Names of the parameters that weight decay is for.
+        parameters: Names and parameters; those that require no gradient are left out.
+        head: Prefix of the names of the head's parameters.
+        decayed: Names of the parameters that have weight decay.
         lr: Peak learning rate of the head.
-        backbone_lr_factor: The backbone's peak learning rate is this times the head's.
-        weight_decay: Of the decayed parameters.
+        backbone_lr_factor: Peak learning rate of the backbone, relative to that of the head.
+        weight_decay: Weight decay of the parameters in `decayed`.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in parameters:
@@ -54,11 +54,11 @@ def make_optimizer(
     """SGD with Nesterov momentum, Adam or AdamW.
 
     Args:
-        groups: What `param_groups` returned.
-        name: Which one.
-        lr: For groups without a rate of their own.
-        momentum: For SGD, from 0 to 1.
-        fused: One kernel for all parameters.
+        groups: The result of `param_groups`.
+        name: Which optimizer.
+        lr: Learning rate of groups that do not have their own.
+        momentum: Momentum of SGD, from 0 to 1.
+        fused: Use one kernel for all parameters.
     """
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
@@ -68,19 +68,19 @@ def make_optimizer(
 def make_schedule(
     optimizer: torch.optim.Optimizer, name: Schedule, warmup_ratio: float, total_steps: float
 ) -> LambdaLR:
-    """The schedule of all groups, to be advanced after every optimizer step; see `lr_factor`."""
+    """The learning rate schedule of all groups, stepped after every optimizer step; see `lr_factor`."""
     factor = partial(lr_factor, name=name, warmup_ratio=warmup_ratio, total_steps=total_steps)
     return LambdaLR(optimizer, [factor for _ in optimizer.param_groups])
 
 
 def lr_factor(step: int, name: Schedule, warmup_ratio: float, total_steps: float) -> float:
-    """The learning rate at a step as a factor of its peak, from 0 to 1: warm-up, then cosine or constant.
+    """The learning rate at a step relative to its peak, from 0 to 1: warm-up, then cosine or constant.
 
     Args:
-        step: Optimizer steps done.
-        name: What follows the warm-up.
-        warmup_ratio: Share of all steps in which the rate rises linearly.
-        total_steps: Infinity, for training without a planned end, gives a factor of 1 throughout.
+        step: Number of optimizer steps done.
+        name: The schedule after the warm-up.
+        warmup_ratio: Fraction of all steps in which the rate rises linearly.
+        total_steps: Number of optimizer steps planned; infinity (no planned end) gives a factor of 1 throughout.
     """
     if math.isinf(total_steps):
         return 1.0

@@ -1,4 +1,4 @@
-"""One run of training: its options, its folder, and the checkpoint that it goes on from."""
+"""One training run: its options, its folder, and the checkpoint that it resumes from."""
 
 import inspect
 import logging
@@ -43,15 +43,15 @@ RANGES = {"seed": (0, 2**32 - 1), "save_every_minutes": (0, INFINITY), "save_eve
 
 @dataclass
 class Run:
-    """A run that has been asked for; nothing has been written yet.
+    """A run to be done; nothing is written before `begin`.
 
     Attributes:
         options: The options, parsed and checked; those of the data and the model as `options.data`, `options.model`.
-        config: The same as JSON types: what `config.yaml` and every checkpoint hold.
-        trainer: The arguments of `make_trainer` among them.
-        resumed: The checkpoint to go on from, if any.
-        folder: The run's folder, from `begin` on; with `--fast_dev_run` none.
-        locked: Keeps other processes from writing there.
+        config: The same as JSON types, as stored in `config.yaml` and in every checkpoint.
+        trainer: Those that are arguments of `make_trainer`.
+        resumed: The checkpoint to resume from, if any.
+        folder: The run folder, set by `begin`; None with `--fast_dev_run`.
+        locked: The lock that keeps other processes from writing to the folder, if any.
     """
 
     options: Namespace
@@ -63,23 +63,23 @@ class Run:
 
     @property
     def root(self) -> Path:
-        """The folder that holds `lightning_logs`."""
-        return Path(self.options.default_root_dir or ".").absolute()  # checkpoints hold the path of the best one
+        """The folder that contains `lightning_logs`."""
+        return Path(self.options.default_root_dir or ".").absolute()  # checkpoints store the path of the best one
 
     def begin(self, trainer: Trainer) -> None:
-        """Take the run's folder, and tell it to the loggers and the checkpoints.
+        """Create or reuse the run folder, and let the loggers and checkpoints write there.
 
         Raises:
-            UserError: The folder cannot be written, or another process writes to it.
+            UserError: The folder cannot be written, or another process is writing to it.
         """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         purge_step = None
-        is_first = trainer.node_rank == trainer.local_rank == 0  # known before the processes know of each other
+        is_first = trainer.node_rank == trainer.local_rank == 0  # known before the processes are connected
         own = self.resumed and run_of(self.resumed.path)
         if own and self.resumed:
-            self.folder, purge_step = own, self.resumed.content["global_step"]  # what was logged after it comes again
-        else:  # on the other processes a folder that they do not write to
+            self.folder, purge_step = own, self.resumed.content["global_step"]  # later steps will be logged again
+        else:  # for the other processes, a folder that they do not write to
             self.folder = new_folder(self.root, self.options.name) if is_first else self.root / "lightning_logs/other"
         if is_first:
             check_writable(self.folder, "--default_root_dir")
@@ -98,19 +98,19 @@ def start(
     sample: list[str],
     argv: list[str] | None = None,
 ) -> Run:
-    """Read the options, check all of them, read the checkpoint to resume from, and seed everything.
+    """Read and check all options, read the checkpoint to resume from, and seed everything.
 
     Args:
         description: What the script does, for `--help`.
-        data_class: Its keyword-only arguments are the options `--data.NAME`; `RANGES` and `check_options` are its
-            limits.
-        model_class: Likewise for `--model.NAME`; `FIXED` names what a resumed run cannot change.
-        sample: Options that are used if no data is named and no run is resumed.
-        argv: The command line's, by default.
+        data_class: Its keyword-only arguments are the options `--data.NAME`, limited by its `RANGES` and
+            `check_options`.
+        model_class: Likewise for `--model.NAME`; `FIXED` names the options that a resumed run cannot change.
+        sample: Options that are used if no data is given and no run is resumed.
+        argv: By default, those of the command line.
 
     Raises:
-        UserError: An option cannot be used.
-        SystemExit: An option is unknown or of another type; one line has been printed.
+        UserError: The value of an option cannot be used.
+        SystemExit: An option is unknown or of the wrong type; one line has been printed.
     """
     parser, trainer_options = make_parser(description, data_class, model_class)
     argv = with_save_dir(sys.argv[1:] if argv is None else argv)
@@ -130,27 +130,27 @@ def start(
     seed_everything(options.seed, workers=True, verbose=False)
     objects = parser.instantiate(Namespace({**options, "logger": None}))  # callbacks, plugins, … given by class
     given = {name: objects[name] for name in trainer_options}
-    given["logger"] = False if options.logger is False else None  # `Run.begin` makes them
+    given["logger"] = False if options.logger is False else None  # `Run.begin` creates them
     given |= {"resumed": resumed, **{name: options[name] for name in ("save_every_minutes", "save_every_steps")}}
     return Run(options, json_config(parser, options), given, resumed)
 
 
 def make_parser(description: str, data_class: type, model_class: type) -> tuple[Parser, list[str]]:
-    """The parser of a training script, and the names of the Trainer's options."""
+    """The parser of a training script, and the names of the Trainer options."""
     parser = Parser(description=description)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options; later ones win")
-    parser.add_argument("--name", type=str | None, help="name of the run's folder, in place of version_N")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options; later ones win")
+    parser.add_argument("--name", type=str | None, help="name of the run folder, instead of version_N")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, data order and augmentation")
     parser.add_argument(
         "--ckpt_path",
         type=str | None,
-        help="resume from this checkpoint: a path, or `best` or `last` of the newest run (with --name, of that name); "
-        "`auto`: its `last` if there is one, else start anew",
+        help="resume from this checkpoint: a path, or `best` or `last` of the newest run (with this --name, if given); "
+        "`auto`: its `last` if there is one, otherwise start a new run",
     )
     parser.add_argument(
-        "--save_every_minutes", type=float | None, default=10.0, help="save last.ckpt as often within an epoch, too"
+        "--save_every_minutes", type=float | None, default=10.0, help="also save last.ckpt within epochs, this often"
     )
-    parser.add_argument("--save_every_steps", type=int | None, help="likewise, by optimizer steps")
+    parser.add_argument("--save_every_steps", type=int | None, help="likewise, but in optimizer steps")
     for group, described in (("data", data_class), ("model", model_class)):
         arguments = inspect.signature(described).parameters.values()
         from_program = {a.name for a in arguments if a.kind is not inspect.Parameter.KEYWORD_ONLY}
@@ -160,15 +160,15 @@ def make_parser(description: str, data_class: type, model_class: type) -> tuple[
     trainer_options = parser.add_class_arguments(Trainer, None, skip={"precision"}, instantiate=False)
     precisions = get_type_hints(Trainer.__init__)["precision"]
     parser.add_argument(
-        "--precision", type=Literal["auto"] | precisions, default="auto", help="`auto`, or one of Lightning's"
+        "--precision", type=Literal["auto"] | precisions, default="auto", help="`auto`, or one of Lightning's values"
     )
-    # Our samplers share out the data among processes, and count every image once.
+    # Our samplers divide the data among the processes, and count every image once.
     parser.set_defaults(max_epochs=10, log_every_n_steps=10, use_distributed_sampler=False, enable_model_summary=False)
     return parser, [*trainer_options, "precision"]
 
 
 def check_options(options: Namespace, data_class: Any, model_class: Any) -> None:
-    """Refuse, before the work, options that cannot be used, and drop those of older versions. Raises `UserError`."""
+    """Reject unusable options before any work, and drop those of older versions. Raises `UserError`."""
     for group, described in (("data", data_class), ("model", model_class)):
         for name in described.REMOVED:
             if options[group].pop(name) is not None:
@@ -177,12 +177,12 @@ def check_options(options: Namespace, data_class: Any, model_class: Any) -> None
     check_ranges("", RANGES, vars(options))
     if options.name is not None and not re.fullmatch(r"\w[^/\\]*", options.name):
         raise UserError(f"--name {options.name}: must be usable as the name of a folder")
-    with TemporaryDirectory() as folder:  # to hear now if they cannot be made
+    with TemporaryDirectory() as folder:  # to fail now if they cannot be created
         make_loggers(options.logger, Path(folder, "lightning_logs/version_0"), None)
 
 
 def json_config(parser: Parser, options: Namespace) -> dict[str, Any]:
-    """The resolved options as JSON types, with paths that are valid in any folder."""
+    """The resolved options as JSON types, with paths that are valid from any working directory."""
     config = yaml.safe_load(parser.dump(options, skip_validation=True))
     for group, name in (("data", "root"), ("model", "weights")):
         if os.path.exists(config[group][name]):
@@ -191,7 +191,7 @@ def json_config(parser: Parser, options: Namespace) -> dict[str, Any]:
 
 
 def find_resumed(options: Namespace) -> Checkpoint | None:
-    """Read the checkpoint to go on from, if one is asked for. Raises `UserError`."""
+    """Read the checkpoint to resume from, if any. Raises `UserError`."""
     root, name = options.default_root_dir or ".", options.ckpt_path
     if name == "auto":
         name = "last" if checkpoints_of_runs("last", root, options.name) else None
@@ -204,7 +204,7 @@ def find_resumed(options: Namespace) -> Checkpoint | None:
 
 
 def run_of(checkpoint: str) -> Path | None:
-    """The run folder that a `last.ckpt`, or the one before, goes on in; others start a run of their own."""
+    """The run folder in which a `last.ckpt` or `previous.ckpt` resumes; None for others, which start a new run."""
     path = Path(checkpoint).absolute()
     if path.name in ("last.ckpt", "previous.ckpt") and path.parents[0].name == "checkpoints":
         return path.parents[1] if path.parents[2].name == "lightning_logs" else None
@@ -212,7 +212,7 @@ def run_of(checkpoint: str) -> Path | None:
 
 
 def relocate(checkpoint: Checkpoint, folder: Path) -> None:
-    """Let a checkpoint find the others of its run where they lie now: the run's folder may have been moved."""
+    """Make a checkpoint refer to the others of its run in `folder`, since the run folder may have been moved."""
     for state in checkpoint.content.get("callbacks", {}).values():
         if isinstance(state, dict) and isinstance(old := state.get("dirpath"), str):
 
@@ -225,14 +225,14 @@ def relocate(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def check_resumable(checkpoint: Checkpoint, options: Namespace, model_class: type[LightningModule]) -> None:
-    """Refuse, before the work, what would fail late or train something else. Raises `UserError`."""
+    """Reject, before any work, what would fail late or train something else. Raises `UserError`."""
     path, trained = checkpoint.path, checkpoint.content["hyper_parameters"]
     if options.max_steps not in (None, -1):
-        raise UserError("--max_steps: a run that is resumed counts epochs, give --max_epochs")
+        raise UserError("--max_steps: a run that is resumed counts epochs; use --max_epochs")
     if trained.get("fine_tune") == "gradual":
         raise UserError(
-            f"{path} was trained with --model.fine_tune gradual, which this version does not go on with; "
-            f"start a new run from what it has learned with --model.weights {path}"
+            f"{path} was trained with --model.fine_tune gradual, which this version cannot resume; "
+            f"start a new run from its weights with --model.weights {path}"
         )
     try:
         model_class.check_options(**trained)  # type: ignore[attr-defined]
@@ -244,18 +244,18 @@ def check_resumable(checkpoint: Checkpoint, options: Namespace, model_class: typ
 
 
 def has_finished(checkpoint: Checkpoint, data: ResumableData, options: Namespace, trainer: Trainer) -> bool:
-    """Whether nothing is left to do; with `--ckpt_path auto` that is no error.
+    """Whether nothing is left to do, which is an error except with `--ckpt_path auto`.
 
     Raises:
-        UserError: Nothing is left to do, or the checkpoint does not hold a run's progress.
+        UserError: Nothing is left to do, or the checkpoint does not contain the progress of a run.
     """
     path, content = checkpoint
     progress = content.get(type(data).__qualname__)
     if progress is None or "optimizer_states" not in content:
-        raise UserError(f"{path} holds no progress to go on from; take what it has learned with --model.weights {path}")
+        raise UserError(f"{path} contains no progress to resume; start from its weights with --model.weights {path}")
     done = progress["epoch"]
     metrics = Path(path).absolute().parents[1] / "metrics.json"
-    evaluated = metrics.exists() and metrics.stat().st_mtime >= os.path.getmtime(path)  # else that is still to be done
+    evaluated = metrics.exists() and metrics.stat().st_mtime >= os.path.getmtime(path)  # otherwise to be done
     evaluated = evaluated or trainer.limit_test_batches == 0
     stopped_early = bool(trainer.early_stopping_callbacks) and content.get("stopped_early", False)
     stopped_early = stopped_early and done >= (trainer.min_epochs or 0)
@@ -265,15 +265,15 @@ def has_finished(checkpoint: Checkpoint, data: ResumableData, options: Namespace
     if options.ckpt_path == "auto":
         return True
     if stopped_early:
-        raise UserError(f"{path} was stopped early, after {done} epochs; to go on all the same: --callbacks null")
-    raise UserError(f"{path} has finished {done} of {trainer.max_epochs} epochs: ask for more with --max_epochs")
+        raise UserError(f"{path} was stopped early, after {done} epochs; to resume it regardless: --callbacks null")
+    raise UserError(f"{path} has finished {done} of {trainer.max_epochs} epochs: increase --max_epochs to train longer")
 
 
 def new_folder(root: Path, name: str | None) -> Path:
-    """Make the folder of a new run; of two runs that start at once, each gets one of its own.
+    """Create the folder of a new run; runs that start at the same time each get their own.
 
     Raises:
-        UserError: It cannot be made.
+        UserError: It cannot be created.
     """
     parent = root / "lightning_logs"
     check_writable(parent, "--default_root_dir")
@@ -290,13 +290,13 @@ def new_folder(root: Path, name: str | None) -> Path:
 
 
 def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run) -> bool:
-    """Train, from the beginning or from the checkpoint that is resumed.
+    """Train, from the start or from the resumed checkpoint.
 
     Returns:
         Whether there was anything to do.
 
     Raises:
-        UserError: The checkpoint and the data do not fit together, or something outside the program stopped the run.
+        UserError: The checkpoint and the data do not fit together, or an external failure ended the run.
         SystemExit: A signal stopped it.
     """
     log.info(data.describe())  # type: ignore[attr-defined]
@@ -305,7 +305,7 @@ def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run)
         if has_finished(run.resumed, data, run.options, trainer):
             log.info(f"{run.resumed.path} has finished its epochs")
             return False
-        load_state(model, run.resumed)  # already here, for features of its backbone may be asked for
+        load_state(model, run.resumed)  # earlier than Lightning, as callbacks may need the backbone
     path = run.resumed and run.resumed.path
     log.info(f"Resuming {path}" if path else model.describe())  # type: ignore[operator]
     run.begin(trainer)
@@ -315,14 +315,14 @@ def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run)
         except Stopped as stopped:
             given = [("default_root_dir", run.options.default_root_dir), ("name", run.options.name)]
             again = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given if value)
-            log.info(f"{stopped}. To go on: python {shlex.quote(sys.argv[0])} --ckpt_path last{again}")
+            log.info(f"{stopped}. To resume: python {shlex.quote(sys.argv[0])} --ckpt_path last{again}")
             if stopped.status:
                 sys.exit(stopped.status)
     return True
 
 
 def best_checkpoint(trainer: Trainer) -> tuple[str, float]:
-    """The path of `best.ckpt`, an empty string if there is none, and its value of the monitored metric."""
+    """The path of `best.ckpt` and its score, the monitored metric; an empty string and NaN if there is none."""
     ours = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.filename == "best"]
     if not ours or ours[-1].best_model_score is None:
         return "", math.nan

@@ -1,4 +1,4 @@
-"""What a run survives: kills, signals, time limits, and losses that are not finite."""
+"""Let runs survive kills, signals, time limits and losses that are not finite."""
 
 import errno
 import logging
@@ -25,12 +25,12 @@ from project.lightning_internals import batches_between_validations, batches_don
 
 log = logging.getLogger(__name__)
 
-SAVE, TIME_UP = 1, 2  # requests after a step, weakest first; larger ones are exit statuses (128 + signal)
-AGREE_EVERY = 10  # resumable steps: several processes agree on stopping in an all-reduce, which takes time
+SAVE, TIME_UP = 1, 2  # requests after a step, weakest first; larger values are exit statuses (128 + signal)
+AGREE_EVERY = 10  # resumable steps between the all-reduces in which several processes agree on stopping
 
 
 class Stopped(Exception):
-    """Training was stopped in good order, its state saved. `status` is the exit status; 0 where time was up."""
+    """Training was stopped and its state saved. `status` is the exit status; 0 if time was up."""
 
     def __init__(self, status: int) -> None:
         super().__init__("Time is up" if status == 0 else f"Stopped by {signal.Signals(status - 128).name}")
@@ -42,19 +42,19 @@ class NotFinite(UserError):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """`last.ckpt`: a run that is resumed from it ends with the weights of one that was never stopped.
+    """Save `last.ckpt`, from which a resumed run ends with the same weights as one that was never interrupted.
 
-    It is saved after each epoch, every so often within one, when the process is told to stop, and when an error ends
-    it. Within an epoch it is saved only where training can be taken up exactly: after an optimizer step, unless a
+    It is saved after each epoch, at intervals within an epoch, when the process is told to stop, and when an error ends
+    it. Within an epoch it is saved only where training can be resumed exactly: after an optimizer step, unless a
     validation follows, which Lightning would skip in the resumed run.
 
-    On SIGTERM, Ctrl-C and at the end of its time, training goes on to the next such step, saves, and raises `Stopped`;
-    a second Ctrl-C ends it at once.
+    On SIGTERM, Ctrl-C or when time is up, training continues to the next such step (with several processes, up to
+    `AGREE_EVERY` of them), saves, and raises `Stopped`; a second Ctrl-C ends it at once.
 
     Args:
-        every_minutes: Time between saves within an epoch.
+        every_minutes: Minutes between saves within an epoch.
         every_steps: Optimizer steps between saves within an epoch.
-        max_seconds: Time for this process to train.
+        max_seconds: Time limit for this process, in seconds.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LastCheckpoint(ModelCheckpoint):
                 signal.signal(signum, self.handlers[signum])
                 signal.raise_signal(signum)
             self.status = 128 + signum
-            if signum == signal.SIGTERM and trainer.strategy.launcher is not None:  # only this process may have got it
+            if signum == signal.SIGTERM and trainer.strategy.launcher is not None:  # others may not have got it
                 trainer.strategy.launcher.kill(signum)
             if trainer.is_global_zero and signum == signal.SIGINT:
                 os.write(2, b"\nStopping after this step or validation; Ctrl-C again: at once\n")  # safe in a handler
@@ -96,7 +96,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._give_signals_back()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["stopped_early"] = trainer.should_stop  # Lightning itself does not keep it
+        checkpoint["stopped_early"] = trainer.should_stop  # Lightning itself does not save it
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.stopped_early = checkpoint.get("stopped_early", False)
@@ -108,7 +108,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.resumable = False
-        self._stop_if_asked(self._pending_request(trainer))  # the end of the last epoch has been saved
+        self._stop_if_asked(self._pending_request(trainer))  # the previous epoch has been saved
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self.resumable = False
@@ -120,7 +120,7 @@ class LastCheckpoint(ModelCheckpoint):
         if not self.resumable:
             return
         self.batches_seen = self._seen_by_norms()
-        self.num_resumable += 1  # equal on all processes, as everything that decides on an all-reduce must be
+        self.num_resumable += 1  # the same on all processes, since it decides on an all-reduce
         if trainer.world_size > 1 and self.num_resumable % AGREE_EVERY and not self._step_is_due(trainer):
             return
         if request := self._pending_request(trainer):
@@ -128,7 +128,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._stop_if_asked(request)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Not here: the epoch may not be over."""
+        """Do not save here, as `ModelCheckpoint` would: the epoch may not be over."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
@@ -138,7 +138,8 @@ class LastCheckpoint(ModelCheckpoint):
             raise Stopped(request)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # The weights are those after the last step, but BatchNorm may have seen a batch since. And several processes
+        """Save if training can be resumed exactly, and end the processes that this one started."""
+        # The weights are those after the last step, but BatchNorm may have seen a batch since then. Several processes
         # cannot save together when one of them has failed.
         harmless = isinstance(exception, Exception) and not isinstance(exception, Stopped | NotSaved | NotFinite)
         if self.resumable and harmless and trainer.world_size == 1:
@@ -148,10 +149,10 @@ class LastCheckpoint(ModelCheckpoint):
             except UserError as error:
                 log.error(str(error))
         if isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGTERM)  # the processes that this one has started
-        if isinstance(exception, Stopped) and exception.status:  # the process ends: nothing more to stop
+            trainer.strategy.launcher.kill(signal.SIGTERM)  # the processes that this one started
+        if isinstance(exception, Stopped) and exception.status:  # the process is ending: ignore further signals
             self.handlers = dict.fromkeys(self.handlers, signal.SIG_IGN)
-            forget_children(trainer)  # they all end in this status now
+            forget_children(trainer)  # all of them exit with this status now
         self._give_signals_back()
 
     def save(self, trainer: Trainer) -> None:
@@ -162,7 +163,7 @@ class LastCheckpoint(ModelCheckpoint):
         trainer.save_checkpoint(os.path.join(self.dirpath, "last.ckpt"))
         self.saved_at = time.monotonic()
         self.saved_step = trainer.global_step
-        self.resumable = False  # it is kept already
+        self.resumable = False  # already saved
 
     def _seen_by_norms(self) -> Tensor:
         return torch.stack(self.norm_counts) if self.norm_counts else torch.empty(0)
@@ -171,7 +172,7 @@ class LastCheckpoint(ModelCheckpoint):
         return self.every_steps is not None and trainer.global_step - self.saved_step >= self.every_steps
 
     def _pending_request(self, trainer: Trainer) -> int:
-        """What is to be done after this step; the strongest request of all processes."""
+        """What to do after this step: the strongest request of all processes."""
         now = time.monotonic()
         request = self.status
         if not request and now >= self.deadline:
@@ -189,23 +190,23 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 def resumable_after(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether training can be taken up exactly after this batch: see `LastCheckpoint`."""
+    """Whether training can be resumed exactly after this batch, see `LastCheckpoint`."""
     accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
     interval = batches_between_validations(trainer)
-    if trainer.check_val_every_n_epoch is None:  # then the interval runs over the batches of all epochs
+    if trainer.check_val_every_n_epoch is None:  # then the interval counts batches across epochs
         batch_idx = batches_done_in_all(trainer)
     validation_follows = isinstance(interval, int) and (batch_idx + 1) % interval == 0
     return not (trainer.is_last_batch or accumulating or validation_follows)
 
 
 class StopAtNonFinite(Callback):
-    """End training at a loss that is infinite or NaN, from which nothing recovers, and say where it came from.
+    """Stop training when the loss is infinite or NaN, which it cannot recover from, and report where that happened.
 
-    On a CPU it is noticed in its step; elsewhere, where reading it synchronizes with the device, when metrics are
-    logged.
+    On a CPU every step is checked; elsewhere reading the loss would synchronize with the device, so losses are checked
+    when metrics are logged and at the end of an epoch.
 
     Raises:
-        NotFinite: The loss is not finite; the text names the step and, where the data can tell, its files.
+        NotFinite: The loss is not finite; the message names the step and, if the data module knows them, the files.
     """
 
     def __init__(self) -> None:
@@ -236,7 +237,7 @@ class StopAtNonFinite(Callback):
 
 
 def files_of_batch(trainer: Trainer, batch_idx: int) -> str:
-    """The files of a training batch in words, if the data module knows them; all are listed in the run folder."""
+    """Text naming the files of a batch, if the data module knows them; a single process lists all in the run folder."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     files = data.files_of_batch(batch_idx) if hasattr(data, "files_of_batch") else []
     if not files:
@@ -250,15 +251,15 @@ def files_of_batch(trainer: Trainer, batch_idx: int) -> str:
 
 @contextmanager
 def user_errors(batch_size: int, accumulate: int | None = None, options: str = "--data.") -> Iterator[None]:
-    """Turn what the machine does to a run (memory, disk, killed processes) into one line that says what to do.
+    """Turn failures of the machine (memory, disk, killed processes) into one line that says what to do.
 
     Args:
-        batch_size: Samples a step on one device.
-        accumulate: Over how many batches the gradients are added up; None where nothing is trained.
-        options: What the names of the data's options begin with.
+        batch_size: Samples per step on one device.
+        accumulate: Number of batches over which gradients are accumulated; None if nothing is trained.
+        options: Prefix of the names of the data options.
 
     Raises:
-        UserError: The line, in place of the error.
+        UserError: The line, in place of the original error.
     """
     try:
         yield
@@ -269,9 +270,9 @@ def user_errors(batch_size: int, accumulate: int | None = None, options: str = "
 
 
 def explanation(error: BaseException, batch_size: int, accumulate: int | None, options: str) -> str | None:
-    """The line for an error, see `user_errors`; None for one that only a traceback explains."""
+    """The line for an error, see `user_errors`; None for an error that only a traceback explains."""
     text = " ".join(str(error).split())
-    resume = "" if accumulate is None else "; what was saved is whole: go on with --ckpt_path last"
+    resume = "" if accumulate is None else "; what was saved is intact: resume with --ckpt_path last"
     fewer = f"use fewer {options}num_workers{resume}"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
         tried = f"out of memory with {options}batch_size {batch_size}"
@@ -281,14 +282,14 @@ def explanation(error: BaseException, batch_size: int, accumulate: int | None, o
             return f"{tried}: try a smaller --data.image_size"
         return (
             f"{tried}: try {options}batch_size {batch_size // 2} --accumulate_grad_batches {2 * accumulate}, "
-            "which learns the same, or a smaller --data.image_size"
+            "which keeps the effective batch size, or a smaller --data.image_size"
         )
     if isinstance(error, RuntimeError) and ("closed by peer" in text or "reset by peer" in text):
         return f"another process of this run has ended, see its own message{resume}"
     if "shared memory" in text or "Bus error" in text:
         return f"out of shared memory (/dev/shm): enlarge it, or {fewer}"
     if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
-        return f"a data worker was killed, most often because memory ran out: {fewer} ({text})"
+        return f"a data worker was killed, usually because memory ran out: {fewer} ({text})"
     if isinstance(error, ConnectionResetError | EOFError):
         return f"a data worker died: {fewer}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):

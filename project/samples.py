@@ -1,4 +1,4 @@
-"""Which images, of which class, in which split: folders and manifests are listed and split."""
+"""List the images of folders and manifests with their classes, and split them."""
 
 import csv
 import logging
@@ -15,19 +15,19 @@ log = logging.getLogger(__name__)
 Samples = list[tuple[str, str]]  # (path, class name)
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LAYOUTS = (
-    "it should hold train/<class>/*.jpg, perhaps with val and test beside train, or <class>/*.jpg, "
-    "or be a CSV file with the columns path,label and perhaps split"
+    "it should contain train/<class>/*.jpg, optionally with val and test beside train, or <class>/*.jpg, "
+    "or be a CSV file with the columns path,label and optionally split"
 )
 
 
 def find_samples(root: str) -> dict[str, Samples]:
-    """List a folder or a manifest.
+    """List the samples of a folder or a manifest.
 
     Returns:
-        Samples by split, with names from `train`, `val`, `test`; everything under `all` where nothing is split.
+        Samples by split: `train`, `val`, `test`; or all of them under `all` if there are no splits.
 
     Raises:
-        UserError: Nothing usable there.
+        UserError: There is nothing usable.
     """
     if os.path.isfile(root):
         return read_manifest(root)
@@ -37,14 +37,14 @@ def find_samples(root: str) -> dict[str, Samples]:
     only_splits = bool(folders) and folders.keys() <= SPLIT_NAMES.keys()
     if only_splits and "train" not in folders:
         raise UserError(
-            f"{root} has {quoted(folders)} but no train folder (for one of them: --data.root {root}/{min(folders)})"
+            f"{root} has {quoted(folders)} but no train folder (to use one of them: --data.root {root}/{min(folders)})"
         )
-    # A class may be called "train" (there are data sets of vehicles): a split holds folders, a class holds images.
+    # A class may be called "train" (in a data set of vehicles): a split contains folders, a class contains images.
     if only_splits or ("train" in folders and subfolders(folders["train"]) and not has_images(folders["train"])):
         found: dict[str, Samples] = {}
         for name, folder in folders.items():
             if name not in SPLIT_NAMES:
-                log.warning(f"{folder} is no split (train, val, test): left out")
+                log.warning(f"{folder} is not a split (train, val, test): left out")
             elif SPLIT_NAMES[name] in found:
                 raise UserError(f"{root}: {name} is a second {SPLIT_NAMES[name]} split; rename or remove one")
             else:
@@ -54,10 +54,10 @@ def find_samples(root: str) -> dict[str, Samples]:
 
 
 def read_class_folders(folder: str) -> Samples:
-    """List `folder/<class>/**/*` without hidden and junk folders, and say what is passed over.
+    """List `folder/<class>/**/*` without hidden and junk folders, and log what is passed over.
 
     Raises:
-        UserError: No images there.
+        UserError: There are no images.
     """
     samples: Samples = []
     others: Counter[str] = Counter()
@@ -74,18 +74,18 @@ def read_class_folders(folder: str) -> Samples:
         log.warning(f"{folder}: no images in {quoted(empty)}: not counted as classes")
     if others:
         kinds = ", ".join(f"{count} {extension}" for extension, count in others.most_common(5))
-        log.warning(f"{folder}: passed over {sum(others.values())} files that are not images read here ({kinds})")
+        log.warning(f"{folder}: passed over {sum(others.values())} files that are not supported images ({kinds})")
     return samples
 
 
 def read_manifest(path: str) -> dict[str, Samples]:
-    """List a CSV file with the columns `path` (relative to the file), `label` and perhaps `split`.
+    """List a CSV file with the columns `path` (relative to the file), `label` and optionally `split`.
 
     Returns:
-        Samples by split, or all under `all` where there is no such column.
+        Samples by split, or all of them under `all` if there is no `split` column.
 
     Raises:
-        UserError: It cannot be read, or a row cannot be used; the text names the line.
+        UserError: The file cannot be read, or a row cannot be used; the message names the line.
     """
     base = os.path.dirname(os.path.abspath(path))
     found: dict[str, Samples] = defaultdict(list)
@@ -106,11 +106,11 @@ def read_manifest(path: str) -> dict[str, Samples]:
                     raise UserError(f"{where}: split is {split!r}; it must be train, val or test")
                 if not os.path.isabs(image) and os.path.normpath(image).split(os.sep)[0] == os.pardir:
                     raise UserError(
-                        f"{where}: {image} leads out of the manifest's folder; move the manifest up, or write an "
+                        f"{where}: {image} leads out of the manifest's folder; move the manifest up, or use an "
                         "absolute path"
                     )
                 image = os.path.normpath(os.path.join(base, image))
-                if image in lines:  # in one split it would count twice; in two, training would see what is tested
+                if image in lines:  # in one split it would count twice; in two, training would see test images
                     raise UserError(f"{where}: {row['path']} stands in line {lines[image]}, too")
                 lines[image] = reader.line_num
                 if not os.path.isfile(image):
@@ -121,20 +121,20 @@ def read_manifest(path: str) -> dict[str, Samples]:
     if missing:
         raise UserError(f"{path}: {len(missing)} of its files do not exist: {first_few(missing)}")
     if not found:
-        raise UserError(f"{path}: no rows under its first line")
+        raise UserError(f"{path}: no rows below its first line")
     return dict(found)
 
 
 def complete_splits(
     samples: dict[str, Samples], val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Samples]:
-    """Draw the splits that are missing, class by class, and drop those that are empty.
+    """Draw missing splits, class by class, and drop empty ones.
 
     Args:
-        samples: Samples by split, as `find_samples` gives them.
-        val_fraction: Share of each class for validation, from 0 to 1.
-        test_fraction: Share of each class for testing, from 0 to 1; used only where nothing is split.
-        seed: Of the draw.
+        samples: Samples by split, as returned by `find_samples`.
+        val_fraction: Fraction of each class for validation, from 0 to 1.
+        test_fraction: Fraction of each class for testing, from 0 to 1; used only if there are no splits.
+        seed: Seed of the draw.
 
     Raises:
         UserError: There are too few images for a validation split.
@@ -147,27 +147,27 @@ def complete_splits(
     elif "train" in samples and not samples.get("val"):
         train, val = stratified_split(samples["train"], val_fraction, seed)
         samples = {**samples, "train": train, "val": val}
-        log.info(f"No val split given: drew {val_fraction:.0%} of train for it")
+        log.info(f"No val split given: drew {val_fraction:.0%} of train for val")
     if "train" in samples and not samples["val"]:
         raise UserError(
-            f"too few images to draw a validation split from: {len(samples['train'])}, none of a class twice"
+            f"too few images to draw a validation split from: {len(samples['train'])}, no two of the same class"
         )
     return {split: samples[split] for split in ("train", "val", "test") if samples.get(split)}
 
 
 def stratified_split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
-    """Split off a share of every class, at least one image where a class has two or more.
+    """Draw a fraction of every class, at least one image if the class has two or more.
 
-    Files are drawn in the order of a hash of seed, class and file name. So a file that is added, or a folder that is
-    moved, changes the split of hardly any other file.
+    Files are drawn in the order of a hash of seed, class and file name, so that adding a file or moving the folder
+    changes the split of hardly any other file.
 
     Args:
-        samples: What to split.
-        fraction: Share of each class to draw, from 0 to 1.
-        seed: Of the draw.
+        samples: The samples to split.
+        fraction: Fraction of each class to draw, from 0 to 1.
+        seed: Seed of the draw.
 
     Returns:
-        The rest, and what was drawn.
+        The remaining samples, and those drawn.
     """
     by_class: dict[str, list[str]] = defaultdict(list)
     for path, label in samples:
@@ -183,7 +183,7 @@ def stratified_split(samples: Samples, fraction: float, seed: int) -> tuple[Samp
 
 
 def class_list(samples: dict[str, Samples]) -> list[str]:
-    """The classes of the training split, in natural order. They serve every split.
+    """The classes of the training split, in natural order; they apply to every split.
 
     Raises:
         UserError: There are fewer than two, or another split has a class that train lacks.
@@ -203,12 +203,12 @@ def class_list(samples: dict[str, Samples]) -> list[str]:
 
 
 def subfolders(folder: str | Path) -> list[str]:
-    """Names of the folders in a folder, without junk, sorted."""
+    """Sorted names of the subfolders of a folder, without junk."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name))
 
 
 def has_images(folder: str) -> bool:
-    """Whether images lie in the folder itself, not only deeper."""
+    """Whether there are images in the folder itself, not only in its subfolders."""
     with os.scandir(folder) as entries:
         return any(entry.name.lower().endswith(EXTENSIONS) and not is_junk(entry.name) for entry in entries)

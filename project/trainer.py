@@ -1,4 +1,4 @@
-"""Lightning's Trainer as this project sets it up: precision, callbacks, checkpoints, memory."""
+"""Create Lightning's Trainer as this project uses it: precision, callbacks, checkpoints, memory."""
 
 import ctypes
 import logging
@@ -32,24 +32,24 @@ def make_trainer(
     save_every_steps: int | None = None,
     **options: Any,
 ) -> Trainer:
-    """Lightning's Trainer with the options given, and with our callbacks and checkpoints beside them.
+    """Create Lightning's Trainer with the given options and, in addition, our callbacks and checkpoints.
 
     Args:
-        monitor: The validation metric by which `best.ckpt` is chosen; the larger, the better.
-        own_callbacks: The task's callbacks, in front of those in `options`.
+        monitor: The validation metric that selects `best.ckpt`; larger is better.
+        own_callbacks: The task's callbacks, called before those in `options`.
         resumed: The checkpoint to resume from, if any.
-        save_every_minutes: How often `last.ckpt` is saved within an epoch, by time.
-        save_every_steps: Likewise, by optimizer steps.
+        save_every_minutes: Minutes between saves of `last.ckpt` within an epoch.
+        save_every_steps: Likewise, in optimizer steps.
         options: Keyword arguments of the Trainer.
 
     Raises:
-        UserError: The options are refused; the text says why.
+        UserError: Lightning rejects the options; the message says why.
     """
     options = {"use_distributed_sampler": False, "enable_model_summary": False, **options}
     if options.get("benchmark") is None and not options.get("deterministic"):
-        options["benchmark"] = True  # cuDNN tries its algorithms once: all batches have one shape
+        options["benchmark"] = True  # cuDNN tries its algorithms once, as batches have one shape
     if options.get("max_epochs") == 0:
-        options["num_sanity_val_steps"] = 0  # there is nothing to find out in time
+        options["num_sanity_val_steps"] = 0  # there is no training to check in advance
     callbacks = [*own_callbacks, *as_list(options.get("callbacks"))]
     if options.get("enable_progress_bar") is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
         callbacks.append(ProgressBar())
@@ -57,7 +57,7 @@ def make_trainer(
         callbacks += [LearningRateMonitor("step"), Throughput()]
     callbacks += [EpochLines(monitor), StopAtNonFinite()]
     if options.get("enable_checkpointing") is not False:
-        max_seconds = seconds(options.pop("max_time", None))  # Lightning's own timer would end the epoch as if complete
+        max_seconds = seconds(options.pop("max_time", None))  # Lightning's own timer would mark the epoch complete
         fixed: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
         callbacks += [
             ModelCheckpoint(filename="best", monitor=monitor, mode="max", **fixed),
@@ -68,12 +68,12 @@ def make_trainer(
 
 
 def as_list(given: Any) -> list[Any]:
-    """An option that may be a list, one of its items, or None."""
+    """The list for an option that may be a list, a single item, or None."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
 def seconds(max_time: Any) -> float | None:
-    """`--max_time` in seconds; None for no limit. Raises `UserError`."""
+    """`--max_time` in seconds; None if there is no limit. Raises `UserError`."""
     try:
         return Timer(max_time).time_remaining()
     except (TypeError, ValueError, MisconfigurationException) as error:
@@ -81,7 +81,7 @@ def seconds(max_time: Any) -> float | None:
 
 
 def build_trainer(**options: Any) -> Trainer:
-    """Lightning's Trainer, with its refusals as errors of the user's. Raises `UserError`."""
+    """Create Lightning's Trainer. Raises `UserError` for options that it rejects."""
     try:
         trainer = Trainer(**options)
     except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
@@ -94,20 +94,20 @@ def build_trainer(**options: Any) -> Trainer:
 
 
 def keep_freed_memory() -> None:
-    """Keep the memory that a step has freed for the next one, instead of asking the system for it anew.
+    """Keep the memory that a step has freed for the next step, instead of requesting it from the system again.
 
-    glibc maps each large tensor and gives it back as soon as it is freed; the page faults are a tenth of a training
-    step on a CPU (`scripts/bench/benchmark.py --only step`). That is why PyTorch's performance tuning guide recommends
-    other allocators.
+    glibc maps each large tensor separately and unmaps it as soon as it is freed; the page faults take a tenth of a
+    training step on a CPU (`scripts/bench/benchmark.py --only step`). This is why PyTorch's performance tuning guide
+    recommends other allocators.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX of malloc.h: no mapping of its own for any tensor
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give back only what exceeds 2 GB
+        libc.mallopt(-4, 0)  # M_MMAP_MAX in malloc.h: map no tensor separately
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: return only what exceeds 2 GB
 
 
 def choose_precision(precision: str, accelerator: Any) -> str:
-    """Resolve `auto`: bf16-mixed where the device is fast at it, 16-mixed on older CUDA devices, else 32-true."""
+    """Resolve `auto`: bf16-mixed if the device is fast at it, 16-mixed on older CUDA devices, otherwise 32-true."""
     if precision != "auto":
         return precision
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -125,21 +125,21 @@ def choose_precision(precision: str, accelerator: Any) -> str:
 
 
 def cpu_has_fast_bf16() -> bool:
-    """Whether matrix products in bf16 have instructions of their own."""
-    # The public torch.cpu.get_capabilities is not in every version that we support.
+    """Whether the CPU has instructions for matrix products in bf16."""
+    # Not every version that we support has the public torch.cpu.get_capabilities.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def add_device_options(parser: ArgumentParser) -> None:
-    """The Trainer's options that matter for evaluation and prediction, under its names."""
+    """Add the Trainer options that matter for evaluation and prediction, under their usual names."""
     parser.add_argument(
-        "--accelerator", type=str, default="auto", help="cpu, gpu, mps, …; `auto` takes the best there is"
+        "--accelerator", type=str, default="auto", help="cpu, gpu, mps, …; `auto` picks the best available"
     )
-    parser.add_argument("--precision", type=str, default="auto", help="`auto`, or one of Lightning's")
+    parser.add_argument("--precision", type=str, default="auto", help="`auto`, or one of Lightning's values")
 
 
 def inference_trainer(args: Namespace, devices: int | str = 1) -> Trainer:
-    """A Trainer that only runs a model, and leaves no files. Raises `UserError`."""
+    """Create a Trainer that only runs a model and writes no files. Raises `UserError`."""
     return build_trainer(
         accelerator=args.accelerator,
         devices=devices,

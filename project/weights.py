@@ -1,4 +1,4 @@
-"""Pretrained ResNets: which there are, what they expect of an image, their weights from the hub, a cache or a file."""
+"""Pretrained ResNets: their architectures, their preprocessing, and their weights from the hub, its cache or a file."""
 
 import pickle
 from pathlib import Path
@@ -29,15 +29,16 @@ Arch = Literal[
 
 
 def make_resnet(arch: Arch, weights: str) -> nn.Module:
-    """Build a torchvision ResNet and load everything but its head, `fc`.
+    """Build a torchvision ResNet and load all its weights except the head, `fc`.
 
     Args:
         arch: The architecture.
         weights: `DEFAULT` or a torchvision name such as `IMAGENET1K_V1`; the path of a `.pth` or `.safetensors` state
-            dict, or of a checkpoint of this project; or `none`, for random weights.
+            dict, or of a checkpoint of this project; or `none` for random weights.
 
     Raises:
-        UserError: No network and nothing cached; an unreadable or unsafe file; weights of another architecture.
+        UserError: The weights cannot be downloaded and are not cached; the file is unreadable or unsafe; or the weights
+            belong to another architecture.
     """
     net = torchvision.models.get_model(arch, weights=None)
     if weights == "none":
@@ -52,7 +53,7 @@ def make_resnet(arch: Arch, weights: str) -> nn.Module:
 
 
 def preprocessing_for(arch: Arch, weights: str) -> Preprocessing:
-    """What a set of weights expects of an evaluated image; for a file or `none`, what torchvision's first ones did.
+    """The evaluation preprocessing of a set of weights; for a file or `none`, that of torchvision's V1 weights.
 
     Raises:
         UserError: There are no such weights.
@@ -71,7 +72,7 @@ def named_weights(arch: Arch, weights: str) -> torchvision.models.WeightsEnum | 
     """Look up `DEFAULT` or a torchvision weights name; None for `none` and for a path.
 
     Raises:
-        UserError: Neither a name that torchvision has for this architecture nor a file.
+        UserError: It is neither a torchvision name for this architecture nor a file.
     """
     if weights == "none" or Path(weights).is_file():
         return None
@@ -80,17 +81,17 @@ def named_weights(arch: Arch, weights: str) -> torchvision.models.WeightsEnum | 
     prefix, _, name = weights.rpartition(".")  # torchvision prints them as ResNet50_Weights.IMAGENET1K_V2
     if name not in names or prefix not in ("", known.__name__):
         raise UserError(
-            f"--model.weights {weights}: no such file, and no torchvision weights of {arch}, "
-            f"which are: {', '.join(names)} (the newest), none"
+            f"--model.weights {weights}: no such file, and no torchvision weights of {arch}; "
+            f"use a file, {', '.join(names)} (the newest), or none"
         )
     return names[name]
 
 
 def read_weights(arch: Arch, weights: str) -> dict[str, Tensor]:
-    """A torchvision ResNet's state dict, from the cache, the network or a file. Nothing is unpickled but tensors.
+    """A torchvision ResNet's state dict, from the cache, the network or a file. Pickled code is refused.
 
     Raises:
-        UserError: It cannot be had, or is no state dict.
+        UserError: It cannot be obtained, or is not a state dict.
     """
     named = named_weights(arch, weights)
     if named is not None:
@@ -100,14 +101,14 @@ def read_weights(arch: Arch, weights: str) -> dict[str, Tensor]:
             cache = Path(torch.hub.get_dir()) / "checkpoints" / named.url.rpartition("/")[2]
             raise UserError(
                 f"cannot get the {named.name} weights of {arch} ({error}). Three ways out: connect to the network, or "
-                f"put {named.url} there as {cache}; name a .pth or .safetensors file with --model.weights; "
+                f"save {named.url} as {cache}; name a .pth or .safetensors file with --model.weights; "
                 "or train from scratch with --model.weights none"
             ) from error
     state = read_tensors(weights, "--model.weights")
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"--model.weights {weights}: not a state dict (names with tensors)")
-    # "net." is how a checkpoint of this project names its ResNet, "module." how DistributedDataParallel does
+        raise UserError(f"--model.weights {weights}: not a state dict (tensors by name)")
+    # "net." is the prefix of the ResNet in a checkpoint of this project, "module." that of DistributedDataParallel
     return {str(name).removeprefix("module.").removeprefix("net."): tensor for name, tensor in state.items()}
 
 
@@ -117,11 +118,11 @@ def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def body_shapes(net: nn.Module) -> dict[str, torch.Size]:
-    """The shapes in a ResNet's state dict, without its head."""
+    """The shapes in a ResNet's state dict, without those of its head."""
     return shapes({name: tensor for name, tensor in net.state_dict().items() if not name.startswith("fc.")})
 
 
 def shapes_of_arch(arch: str) -> dict[str, torch.Size]:
-    """The same of an architecture, which is not built for it."""
+    """`body_shapes` of an architecture, without allocating its weights."""
     with torch.device("meta"):
         return body_shapes(torchvision.models.get_model(arch, weights=None))

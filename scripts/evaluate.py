@@ -1,9 +1,9 @@
-"""Evaluate a checkpoint: top-1, top-5, macro-F1, calibration error, and precision and recall of every class.
+"""Evaluate a checkpoint: top-1, top-5, macro-F1, calibration error, and precision and recall per class.
 
     python scripts/evaluate.py --ckpt best                                    # of the newest run
     python scripts/evaluate.py --ckpt best.ckpt --data.root DIR --split all
 
-The data is what the checkpoint was trained on, split as it was then, or with --data.root any other of its classes.
+The data is what the checkpoint was trained on, with the same splits, or given by --data.root, with the same classes.
 """
 
 import sys
@@ -25,25 +25,27 @@ from project.trainer import add_device_options, inference_trainer
 
 
 def make_parser() -> Parser:
+    """The parser of this script."""
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--ckpt", required=True, type=str, help="a checkpoint of scripts/train.py; or `best`, `last` of the newest run"
+        "--ckpt", required=True, type=str, help="checkpoint of scripts/train.py, or `best` or `last` of the newest run"
     )
     parser.add_argument("--default_root_dir", type=str, default=".", help="where to look for the newest run")
     parser.add_argument(
-        "--split", default="test", type=Literal["train", "val", "test", "all"], help="`all`: every image there is"
+        "--split", default="test", type=Literal["train", "val", "test", "all"], help="`all`: every image"
     )
-    parser.add_argument("--output", type=str | None, help="folder for the results (default: that of the checkpoint)")
-    parser.add_argument("--data.root", type=str | None, help="folder or manifest (default: what it was trained on)")
-    parser.add_argument("--data.batch_size", type=int | None, help="images a step (default: as in training)")
-    parser.add_argument("--data.num_workers", type=int | None, help="processes that decode (default: one a core)")
+    parser.add_argument("--output", type=str | None, help="folder for the results (default: the checkpoint's)")
+    parser.add_argument("--data.root", type=str | None, help="folder or manifest (default: the training data)")
+    parser.add_argument("--data.batch_size", type=int | None, help="images per step (default: as in training)")
+    parser.add_argument("--data.num_workers", type=int | None, help="data workers (default: one per core, at most 8)")
     parser.add_argument("--data.bad_images", type=Literal["error", "skip"] | None, help="what to do with broken files")
     add_device_options(parser)
-    parser.add_argument("--devices", type=int | str, default=1, help="how many of them, or `auto` for all")
+    parser.add_argument("--devices", type=int | str, default=1, help="number of devices, or `auto` for all")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Evaluate a checkpoint, and print and write the metrics."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
     model = load_model(checkpoint, ResNetClassifier)
@@ -62,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def load_data(args: Namespace, preprocessing: Preprocessing, config: dict[str, Any]) -> ImageData:
-    """The data as in training, split included, but for the options given here. Raises `UserError`."""
+    """The data as in training, including its splits, except for the options given here. Raises `UserError`."""
     given = {name: value for name, value in vars(args.data).items() if value is not None}
     kept = {name: value for name, value in config["data"].items() if name not in ImageData.REMOVED}
     options = {**kept, "num_workers": None, **given, "image_size": preprocessing["crop_size"]}

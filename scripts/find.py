@@ -3,7 +3,7 @@
     python scripts/find.py --data.root DIR
     python scripts/train.py --data.root DIR $(python scripts/find.py --data.root DIR --only lr)
 
-It takes the options of scripts/train.py, of which those about the device, the data, the model and the step matter.
+It takes the options of scripts/train.py; those of the device, the data, the model and the training step have an effect.
 """
 
 import math
@@ -26,13 +26,14 @@ from project.runs import Run, start
 from project.trainer import build_trainer
 from project.weights import make_resnet, preprocessing_for
 
-MIN_STEPS = 8  # in an epoch: fewer, larger steps learn too little
-MAX_ON_CPU = 64  # more is no faster there, and memory that runs out ends the process without an error to catch
+MIN_STEPS = 8  # per epoch: fewer, larger steps learn too little
+MAX_ON_CPU = 64  # more is no faster there, and running out of memory ends the process without an exception
 MAX_ON_GPU = 1024
 DEVICE_OPTIONS = ("accelerator", "devices", "num_nodes", "precision", "accumulate_grad_batches", "gradient_clip_val")
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Find a batch size and a learning rate, and print them as options."""
     argv, what = take_only(sys.argv[1:] if argv is None else argv)
     this = start(__doc__.split("\n")[0], ImageData, ResNetClassifier, train.SAMPLE, argv)
     options = this.options
@@ -65,7 +66,7 @@ def take_only(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 class RescaledHeadStart(HeadStart):
-    """The head as training starts with it, already where the Tuner begins, which is before `on_fit_start`."""
+    """Rescale the head already in `setup`, since the Tuner begins before `on_fit_start`."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -73,7 +74,7 @@ class RescaledHeadStart(HeadStart):
 
 
 def tuning_trainer(this: Run) -> Trainer:
-    """A Trainer for a few steps at a time, which leaves no files. Raises `UserError`."""
+    """Create a Trainer for a few steps at a time that writes no files. Raises `UserError`."""
     callbacks = [RescaledHeadStart()] + [ProgressBar()] * (this.options.enable_progress_bar is not False)
     trainer = build_trainer(
         **{name: this.trainer[name] for name in DEVICE_OPTIONS},
@@ -87,12 +88,12 @@ def tuning_trainer(this: Run) -> Trainer:
         callbacks=callbacks,
     )
     if trainer.world_size > 1:
-        raise UserError("find works on one device: use --devices 1, then give what it found to the full run")
+        raise UserError("find works on one device: use --devices 1, then pass the result to the full run")
     return trainer
 
 
 def find_batch_size(trainer: Trainer, model: LightningModule, data: ImageData) -> int:
-    """Double the batch size from 8 until memory runs out, or an epoch would have too few steps; it is set in `data`."""
+    """Double the batch size from 8 until memory runs out or an epoch would have too few steps, and set it in `data`."""
     on_cpu = trainer.strategy.root_device.type == "cpu"
     most = min(MAX_ON_CPU if on_cpu else MAX_ON_GPU, len(data.samples["train"]) // MIN_STEPS)
     trials = max(1, most.bit_length() - 3)  # 8, 16, …, the largest power of two up to `most`
@@ -104,25 +105,25 @@ def find_batch_size(trainer: Trainer, model: LightningModule, data: ImageData) -
 
 
 def find_lr(trainer: Trainer, model: LightningModule, data: ImageData, picture: Path) -> float:
-    """A tenth of the learning rate with the lowest loss, as it rises from 1e-6 to 1 in 100 steps.
+    """A tenth of the learning rate with the lowest loss, while the rate rises from 1e-6 to 1 in 100 steps.
 
-    It is the same for all layers (Smith 2015, arXiv 1506.01186).
+    All layers have the same rate (Smith 2015, arXiv 1506.01186).
 
     Args:
         trainer: Runs the steps.
-        model: Keeps its weights and its learning rate.
-        data: Its batch size is used.
-        picture: Where loss by learning rate is drawn.
+        model: The model; its weights and learning rate stay the same.
+        data: The data, with the batch size to use.
+        picture: File for the plot of the loss by learning rate.
 
     Raises:
         UserError: No step had a finite loss.
     """
     finder = Tuner(trainer).lr_find(model, datamodule=data, min_lr=1e-6, max_lr=1.0, update_attr=False)
     curve = [] if finder is None else list(zip(finder.results["lr"], finder.results["loss"], strict=False))
-    curve = [(rate, loss) for rate, loss in curve[5:] if math.isfinite(loss)]  # the average has to settle first
+    curve = [(rate, loss) for rate, loss in curve[5:] if math.isfinite(loss)]  # the running average has to settle first
     if not curve:
-        raise UserError("no step of the sweep had a finite loss; give --model.lr")
-    # Not Lightning's suggestion, the steepest slope on a linear scale: the noise at small rates is steepest.
+        raise UserError("no step of the sweep had a finite loss; set --model.lr")
+    # Lightning suggests the steepest slope on a linear scale instead, but the noise at small rates is steepest.
     lowest = min(curve, key=lambda point: point[1])[0]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()

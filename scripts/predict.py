@@ -1,4 +1,4 @@
-"""Name the classes of images: one line each, or a CSV file.
+"""Predict the classes of images, as one line per image or as a CSV file.
 
 python scripts/predict.py --ckpt best photo.jpg                                 # of the newest run
 python scripts/predict.py --ckpt best.ckpt FOLDER more/*.png --output predictions.csv --top_k 5
@@ -26,21 +26,23 @@ RANGES = {"top_k": (1, INFINITY), "batch_size": (1, INFINITY), "num_workers": (0
 
 
 def make_parser() -> Parser:
+    """The parser of this script."""
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--ckpt", required=True, type=str, help="a checkpoint of scripts/train.py; or `best`, `last` of the newest run"
+        "--ckpt", required=True, type=str, help="checkpoint of scripts/train.py, or `best` or `last` of the newest run"
     )
     parser.add_argument("--default_root_dir", type=str, default=".", help="where to look for the newest run")
-    parser.add_argument("images", nargs="+", type=str, metavar="IMAGE_OR_DIR", help="image files, and folders of them")
+    parser.add_argument("images", nargs="+", type=str, metavar="IMAGE_OR_DIR", help="image files, or folders of images")
     parser.add_argument("--output", type=str | None, help="CSV file to write (default: print)")
-    parser.add_argument("--top_k", type=int, default=3, help="how many classes to name, the most probable first")
-    parser.add_argument("--batch_size", type=int, default=32, help="images a step")
-    parser.add_argument("--num_workers", type=int | None, help="processes that decode (default: one a core)")
+    parser.add_argument("--top_k", type=int, default=3, help="number of classes to name, most probable first")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per step")
+    parser.add_argument("--num_workers", type=int | None, help="data workers (default: one per core, at most 8)")
     add_device_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Predict, and print or write the results. Raises `UserError`."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     check_ranges("", RANGES, vars(args))
     model = load_model(open_checkpoint(args.ckpt, args.default_root_dir), ResNetClassifier)
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output {args.output} is one of the images")
 
     if args.output:
-        open_csv(args.output, "a").close()  # better to fail before the work than after it
+        open_csv(args.output, "a").close()  # fail before the work, not after it
 
     loader = DataLoader(
         FileDataset(paths, model.hparams["preprocessing"]),
@@ -81,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def open_csv(path: str, mode: Literal["a", "w"]) -> TextIO:
+    """Open a CSV file for writing. Raises `UserError`."""
     try:
         return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
     except OSError as error:
@@ -90,7 +93,7 @@ def open_csv(path: str, mode: Literal["a", "w"]) -> TextIO:
 def write_csv(
     file: TextIO, paths: list[str], names: list[list[str]], values: list[list[float]], errors: list[str]
 ) -> None:
-    """Columns `path,label,probability,label_2,probability_2,…,error`; a file that could not be read has no labels."""
+    """Write the columns `path,label,probability,label_2,probability_2,…,error`; an unreadable file has no labels."""
     writer = csv.writer(file)
     ranks = ["", *(f"_{k}" for k in range(2, len(names[0]) + 1))]
     writer.writerow(["path", *(f"{column}{rank}" for rank in ranks for column in ("label", "probability")), "error"])
@@ -103,6 +106,7 @@ def write_csv(
 def write_lines(
     file: TextIO, paths: list[str], names: list[list[str]], values: list[list[float]], errors: list[str]
 ) -> None:
+    """Write one line per image: its path, then its classes with their probabilities, or why it could not be read."""
     for path, labels, shares, error in zip(paths, names, values, errors, strict=True):
         found = ", ".join(f"{name} {p:.1%}" for name, p in zip(labels, shares, strict=True))
         name = os.fsencode(path).decode(errors="replace")

@@ -1,12 +1,12 @@
-"""Fine-tune a pretrained ResNet on images with one class each, then evaluate its best checkpoint.
+"""Fine-tune a pretrained ResNet on images with one class each, then evaluate the best checkpoint.
 
     python scripts/train.py                                  # the built-in sample
     python scripts/train.py --data.root DIR                  # your own images: DIR/<class>/*.jpg
     python scripts/train.py --data.root DIR --accelerator gpu --devices 2
     python scripts/train.py --config configs/head_only.yaml --data.root DIR --max_epochs 5
-    python scripts/train.py --ckpt_path last                 # go on with the newest run
+    python scripts/train.py --ckpt_path last                 # resume the newest run
 
-Options of Lightning's Trainer stand at the top level, those of the data and the model under `data.` and `model.`.
+Options of Lightning's Trainer are at the top level, those of the data and the model under `data.` and `model.`.
 """
 
 import shlex
@@ -40,36 +40,37 @@ SAMPLE = [
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train and evaluate. Raises `UserError`."""
     this = start(__doc__.split("\n")[0], ImageData, ResNetClassifier, SAMPLE, argv)
     options = this.options
     head_start = HeadStart()
     trainer = make_trainer("val/top1", [head_start, Pictures()], **this.trainer)
 
     preprocessing = preprocessing_for(options.model.arch, options.model.weights)
-    if this.resumed:  # a checkpoint brings its weights
+    if this.resumed:  # the weights come from the checkpoint
         options.model.weights, options.model.head_start = "none", False
-    net = make_resnet(options.model.arch, options.model.weights)  # before the images, for it may fail at once
+    net = make_resnet(options.model.arch, options.model.weights)  # before the images, since it may fail at once
     data = ImageData(preprocessing, **options.data)
     model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **options.model)
     if trainer.max_epochs == 0 and not model.head_start:
-        raise UserError("--max_epochs 0 fits the head alone, which needs pretrained weights or --model.head_start true")
+        raise UserError("--max_epochs 0 only fits the head, which needs pretrained weights or --model.head_start true")
 
     if fit(trainer, model, data, this):
         evaluate(trainer, model, data, this, head_start)
 
 
 def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, head_start: HeadStart) -> None:
-    """Test the best checkpoint, keep its metrics with the run, and say what to do next."""
+    """Test the best checkpoint, save its metrics in the run folder, and log what to do next."""
     best, score = best_checkpoint(trainer)
     data.choose_test_split("test")
-    if best:  # as a new module, for FSDP keeps the parameters of the one that was trained
+    if best:  # as a new module, because FSDP keeps the parameters of the trained one
         checkpoint = load_checkpoint(best)
         model = load_model(checkpoint, ResNetClassifier)
         log.info(outcome(trainer.current_epoch, checkpoint.content, score, head_start.val_metrics))
         if checkpoint.content["global_step"] == 0 and head_start.val_features is not None:
-            data.use_features({"val": head_start.val_features})  # if there is no other split to test on
+            data.use_features({"val": head_start.val_features})  # used if there is no test split
     model.eval_results = {}
-    trainer.enable_autolog_hparams = False  # some loggers do not take a second set, and the reloaded one is another
+    trainer.enable_autolog_hparams = False  # some loggers reject a second, different set, such as the reloaded one
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
         trainer.test(model, datamodule=data, verbose=False)
         summary: dict[str, Any] = {}
@@ -91,13 +92,13 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: R
 
 
 def outcome(epochs: int, best: dict[str, Any], score: float, at_start: dict[str, Any]) -> str:
-    """What training brought, in a line.
+    """One line on what training has gained.
 
     Args:
-        epochs: How many were trained.
+        epochs: Number of epochs trained.
         best: Content of the best checkpoint.
-        score: Its validation top-1.
-        at_start: Validation metrics of the head start; empty if there was none, or in a run that was resumed.
+        score: Validation top-1 of the best checkpoint.
+        at_start: Validation metrics of the head start; empty if there was none, or if the run was resumed.
     """
     if best["global_step"] > 0:
         before = f" (the head start: {at_start['val/top1']:.4f})" if at_start else ""

@@ -1,4 +1,4 @@
-"""Small real images on disk, and one real trained run that many tests read."""
+"""Fixtures: small real images on disk, and one trained run that many tests read."""
 
 import logging
 import os
@@ -16,19 +16,19 @@ from project.classification.model import ResNetClassifier
 from project.cli import run
 from project.lightning_internals import QUIET_WARNINGS
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about behaviour, and compare runs: one device, everywhere
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests compare runs, so all must use one kind of device
 torch.set_num_threads(2)
 
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
-    """`<class>/*`: three classes of 10 images."""
+    """`<class>/*`: three classes with 10 images each."""
     return fill(tmp_path / "flat", 10)
 
 
 @pytest.fixture
 def split(tmp_path: Path) -> Path:
-    """`train|val|test/<class>/*`: 6, 3 and 3 images of three classes."""
+    """`train|val|test/<class>/*`: three classes with 6, 3 and 3 images each."""
     for name, count in {"train": 6, "val": 3, "test": 3}.items():
         fill(tmp_path / "split" / name, count)
     return tmp_path / "split"
@@ -36,13 +36,13 @@ def split(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
-    """Call a script as the command line does; it must end with this status and one line, which is returned."""
+    """Call a script as from the command line; it must exit with this status and one line, which is returned."""
 
     def call(main: Callable[[list[str]], None], *argv: object, status: int = 1) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             run(lambda: main([str(word) for word in argv]))
-        if isinstance(stop.value.code, str):  # Python itself prints such a code, and exits with 1
+        if isinstance(stop.value.code, str):  # Python itself prints such a code and exits with 1
             assert status == 1
             line = stop.value.code
         else:
@@ -52,12 +52,12 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
         return line
 
     yield call
-    logging.getLogger("project").handlers.clear()  # run() gave it this test's stderr
+    logging.getLogger("project").handlers.clear()  # run() attached this test's stderr
 
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """As they were: `run` is meant for a process that ends with it."""
+    """Restore the handlers, which `run` does not do, since its process ends with it."""
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     yield
     for signum, handler in handlers.items():
@@ -69,7 +69,7 @@ FIGURES: dict[str, str] = {}
 
 @pytest.fixture
 def figure() -> Callable[[str, object], None]:
-    """Note a figure under a name; all are shown when the tests are over."""
+    """Record a measured value under a name; all are shown at the end of the tests."""
     return lambda name, value: FIGURES.update({name: str(value)})
 
 
@@ -92,7 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def train_until(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Train up to a batch of an epoch, where the run ends like one that is killed: with nothing saved."""
+    """Train up to a batch of an epoch, where the run ends as if killed: with nothing saved."""
     import train
 
     step = ResNetClassifier.training_step
@@ -112,7 +112,7 @@ def train_until(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a finished run on `split`-like data, which lies beside it as `data`."""
+    """The run folder of a finished run on data like `split`, which is in `data`, beside `lightning_logs`."""
     import train
 
     folder = tmp_path_factory.mktemp("trained")
@@ -124,11 +124,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def away(trained, tmp_path, monkeypatch):
-    """A lone copy of the checkpoint, another working folder, the training data out of reach, and no network."""
+    """Only a copy of the checkpoint, in another working directory, without the training data and without a network."""
 
     class Offline(socket.socket):
         def connect(self, address):
-            assert self.family == socket.AF_UNIX, f"asked the network for {address}"
+            assert self.family == socket.AF_UNIX, f"tried to connect to {address}"
             super().connect(address)
 
     monkeypatch.setattr(socket, "socket", Offline)

@@ -1,4 +1,4 @@
-"""Small real images, the options of a run of seconds, and short ways to what a run leaves behind."""
+"""Small real images, options for a run that takes seconds, and shortcuts to the output of a run."""
 
 import pickle
 from pathlib import Path
@@ -36,7 +36,7 @@ FAST = [
 
 
 def save_image(path: Path, colour: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (40, 30), seed: int = 0):
-    """A noisy image of one colour, in the format that the extension names."""
+    """Save a noisy image of one colour, in the format of the extension."""
     noise = np.random.default_rng(seed).integers(0, 30, (size[1], size[0], 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(path)
@@ -44,7 +44,7 @@ def save_image(path: Path, colour: tuple[int, int, int] = (0, 0, 0), size: tuple
 
 
 def fill(folder: Path, per_class: int, classes: tuple[str, ...] = tuple(COLOURS)) -> Path:
-    """`folder/<class>/<n>.png`"""
+    """Create `folder/<class>/<n>.png`, and return the folder."""
     for name in classes:
         for i in range(per_class):
             save_image(folder / name / f"{name}-{i}.png", COLOURS.get(name, (120, 120, 120)), seed=i)
@@ -61,7 +61,7 @@ PREPROCESSING = {
 
 
 def make_data(root: Path, **options) -> ImageData:
-    """The data module, small and in this process."""
+    """A small data module without worker processes."""
     return ImageData(PREPROCESSING, root=str(root), **{"image_size": 32, "num_workers": 0, "batch_size": 4, **options})
 
 
@@ -118,6 +118,6 @@ def last_of(root: Path) -> dict[str, Any]:
 
 
 def reload(path: Path) -> tuple[ResNetClassifier, dict[str, Any]]:
-    """The model of a checkpoint, and its configuration."""
+    """The model and the configuration of a checkpoint."""
     checkpoint = load_checkpoint(path)
     return load_model(checkpoint, ResNetClassifier), checkpoint.content["config"]

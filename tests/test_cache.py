@@ -19,13 +19,13 @@ def empty_cache(tmp_path, monkeypatch):
 def test_the_cache_is_bounded_and_the_longest_unused_goes_first(empty_cache, monkeypatch):
     monkeypatch.setattr(cache, "MAX_FEATURE_BYTES", 3500)
     for i, key in enumerate("abc"):
-        cache.save_features(key, torch.full((250,), float(i)))  # 1,000 bytes and a header
+        cache.save_features(key, torch.full((250,), float(i)))  # 1,000 bytes plus a header
         os.utime(empty_cache / f"features-{key}.safetensors", (i, i))
-    assert cache.load_features("a") is not None  # used: now "b" is the oldest
+    assert cache.load_features("a") is not None  # now "b" is the least recently used
     cache.save_features("d", torch.ones(250))
     assert cache.load_features("b") is None and cache.load_features("a")[0] == 0
     cache.save_features("e", torch.ones(1000))
-    assert cache.load_features("e") is None  # larger than all the room
+    assert cache.load_features("e") is None  # larger than the whole cache
 
 
 def test_fingerprints_differ_by_path_and_content(tmp_path):

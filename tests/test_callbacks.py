@@ -1,4 +1,4 @@
-"""What a run keeps and shows while it trains."""
+"""What a run records and displays while it trains."""
 
 import logging
 import re

@@ -27,7 +27,7 @@ def test_a_damaged_last_checkpoint_does_not_take_the_place_of_the_one_before(fla
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
-    """As far as a test can tell: what is asked of the system, in which order."""
+    """As far as a test can tell, by the order of the system calls."""
     asked = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(
@@ -39,7 +39,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypa
 
 
 def test_a_signal_that_interrupts_a_save_ends_with_its_status(flat, tmp_path, monkeypatch):
-    """torch's writer makes another error of it."""
+    """torch's writer turns it into another error."""
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
     write = torch.save
 

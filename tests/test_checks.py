@@ -64,7 +64,7 @@ def test_very_many_new_files_are_checked_only_when_asked(flat, monkeypatch, capl
 
 
 def test_what_was_decoded_for_the_check_is_what_evaluation_reads_and_is_let_go_when_training_starts(flat, monkeypatch):
-    first, again = make_data(flat, num_workers=1), make_data(flat, num_workers=1)  # the second one decodes anew
+    first, again = make_data(flat, num_workers=1), make_data(flat, num_workers=1)  # the second one decodes again
     assert len(first.decoded) == 30 and not again.decoded
     loaders = [data.image_loader(data.samples["val"]) for data in (first, again)]
     assert [loader.num_workers for loader in loaders] == [0, 1]

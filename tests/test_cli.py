@@ -15,7 +15,7 @@ from project.cli import StderrHandler
 
 
 def test_a_second_signal_on_the_way_out_ends_at_once(tmp_path):
-    """While the first one is dealt with, which here takes forever."""
+    """While the first one is being handled, which here takes forever."""
     program = (
         "import signal, time; from project.cli import run\n"
         "def main():\n"

@@ -1,4 +1,4 @@
-"""Files are written in full or not at all, and one process at a time writes to a folder."""
+"""Files are written in full or not at all, and only one process at a time writes to a folder."""
 
 import subprocess
 import sys

@@ -100,7 +100,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
     assert os.path.getsize(tmp_path / "bomb.png") < 1_000_000
     with pytest.raises(BadImage, match="exceeds limit"):
         load_image(tmp_path / "bomb.png")
-    Image.new("1", (11_000, 11_000)).save(tmp_path / "big.png")  # over our limit, under Pillow's
+    Image.new("1", (11_000, 11_000)).save(tmp_path / "big.png")  # above our limit, below Pillow's
     with pytest.raises(BadImage, match="exceeds limit of 100000000 pixels"):
         load_image(tmp_path / "big.png")
 
@@ -138,7 +138,7 @@ def decoded(monkeypatch) -> list[tuple[int, int]]:
 
 
 def smooth(width: int, height: int) -> Image.Image:
-    """Brightness rises to the right in red, downwards in green."""
+    """An image in which red increases to the right and green increases downwards."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, np.full_like(x, 90)], axis=2).astype(np.uint8))
 

@@ -1,4 +1,4 @@
-"""The shape of the code: no circles, few floors, short files and functions, undocumented names of Lightning fenced."""
+"""The structure of the code: no import cycles, few layers, short files, undocumented names of Lightning in one file."""
 
 import ast
 import re
@@ -37,7 +37,7 @@ def test_the_imports_have_no_circle_and_at_most_eight_floors():
     floors: list[set[str]] = []
     while left := below.keys() - set().union(*floors):
         floor = {name for name in left if not below[name] & left}
-        assert floor, f"a circle among {left}"
+        assert floor, f"an import cycle among {left}"
         floors.append(floor)
     assert len(floors) <= 8, floors
 

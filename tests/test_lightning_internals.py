@@ -1,4 +1,4 @@
-"""Each undocumented name of Lightning that is used is there, and does what it is used for."""
+"""Each undocumented name of Lightning that we use exists, and does what we use it for."""
 
 import logging
 
@@ -43,7 +43,7 @@ def test_counters_of_batches_and_epochs(trainer, split):
 
     trainer.callbacks.append(Watch())
     trainer.val_check_interval = 3
-    trainer.fit(make(), datamodule=make_data(split, batch_size=6))  # 3 batches an epoch
+    trainer.fit(make(), datamodule=make_data(split, batch_size=6))  # 3 batches per epoch
     one = [(1, 0, False), (2, 1, False), (3, 2, False), True]
     assert seen == [*one, (1, 3, False), (2, 4, False), (3, 5, False), True]
     assert internals.batches_between_validations(trainer) == 3
@@ -54,7 +54,7 @@ def test_children_are_forgotten(trainer):
     several.strategy.launcher.procs.append("a process")
     internals.forget_children(several)
     assert several.strategy.launcher.procs == []
-    internals.forget_children(trainer)  # has started none
+    internals.forget_children(trainer)  # it has started none
 
 
 def test_advice_on_what_is_settled_is_not_given(trainer, split, caplog, recwarn):

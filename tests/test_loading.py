@@ -56,7 +56,7 @@ def test_no_training_batch_of_one(split):
 
 
 def test_the_images_named_are_those_of_the_batch(flat, tmp_path, monkeypatch):
-    """Those that were loaded in that step, also in the second half of an epoch that was resumed."""
+    """Those that were loaded in that step, even in the second half of a resumed epoch."""
 
     loaded: list[str] = []
     monkeypatch.setattr(
@@ -82,12 +82,12 @@ def test_another_batch_size_in_the_middle_of_an_epoch_is_refused(fails, flat, tm
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "stop_at"),  # 6 batches an epoch: it stops within the second, at its start, within the first
+    ("num_workers", "stop_at"),  # 6 batches per epoch: it stops within the second one, at its start, within the first
     [pytest.param(2, 8, marks=pytest.mark.slow), pytest.param(2, 6, marks=pytest.mark.slow), (0, 2)],
 )
 def test_an_interrupted_epoch_sees_each_image_once(tmp_path, monkeypatch, num_workers, stop_at):
     for split, count in {"train": 18, "val": 2}.items():
-        for i in range(count):  # each of its own brightness, 12 steps from the next
+        for i in range(count):  # each with its own brightness, in steps of 12
             Image.new("RGB", (32, 32), (12 * i,) * 3).save(ensure(tmp_path / f"data/{split}/{i % 2}") / f"{i}.png")
     seen: list[int] = []
     step = train.ResNetClassifier.training_step

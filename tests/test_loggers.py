@@ -1,4 +1,4 @@
-"""With any logger the run's folder is ours and complete, and pictures go where the logger shows them."""
+"""With any logger, the run folder is ours and complete, and figures go where the logger shows them."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ EVERYTHING = {"config.yaml", "metrics.json", "confusion_matrix.png", "checkpoint
 
 
 def run_with(tmp_path, data, *options: str) -> set[str]:
-    """Train, go on with `last`, and return the names of the run's files."""
+    """Train, resume from `last`, and return the names of the run's files."""
     common = [*FAST, f"--data.root={data}", f"--default_root_dir={tmp_path}", *options]
     train.main(common)
     train.main([*common, "--ckpt_path=last", "--max_epochs=2"])

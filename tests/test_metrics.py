@@ -22,7 +22,7 @@ def test_figures_by_hand():
     assert (summary["split"], summary["num_samples"], summary["top5"]) == ("val", 5, None)
     assert summary["top1"] == pytest.approx(3 / 5)
     assert summary["macro_f1"] == pytest.approx((1 / 2 + 2 / 3 + 2 / 3) / 3, abs=1e-6)
-    assert summary["ece"] == pytest.approx(2 / 5, abs=1e-6)  # certain each time, right 3 times of 5
+    assert summary["ece"] == pytest.approx(2 / 5, abs=1e-6)  # always certain, right 3 times out of 5
     assert summary["per_class"]["a"] == {"precision": 0.5, "recall": 0.5, "support": 2}
     assert summary["per_class"]["b"] == {"precision": 1.0, "recall": 0.5, "support": 2}
     json.dumps(summary)

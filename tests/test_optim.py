@@ -1,4 +1,4 @@
-"""The optimizer's groups and the schedule."""
+"""The optimizer's parameter groups and the learning rate schedule."""
 
 import pytest
 from torch import nn

@@ -1,4 +1,4 @@
-"""What the README promises is there, and its commands are those that CI runs."""
+"""What the README mentions exists, and CI runs its commands."""
 
 import re
 from pathlib import Path

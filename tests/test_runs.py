@@ -1,4 +1,4 @@
-"""A run: its options, its folder, and what it goes on from."""
+"""A run: its options, its folder, and the checkpoint that it resumes from."""
 
 import functools
 import json
@@ -43,7 +43,7 @@ def test_auto_starts_resumes_and_then_has_nothing_to_do(flat, tmp_path, caplog):
 def test_a_run_that_stopped_early_stays_stopped(fails, flat, tmp_path, caplog):
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=9"]
     stopping = ["--callbacks+=EarlyStopping", "--callbacks.monitor=val/top1", "--callbacks.patience=1"]
-    stopping += ["--callbacks.min_delta=2"]  # which no epoch brings
+    stopping += ["--callbacks.min_delta=2"]  # no epoch improves by as much
     caplog.set_level("INFO", logger="project")
     train.main([*options, *stopping])
     figures = tmp_path / "lightning_logs/version_0/metrics.json"
@@ -68,7 +68,7 @@ def test_no_test_is_no_error(flat, tmp_path, capsys):
 
 
 def test_a_frozen_backbone_is_that_of_the_checkpoint_when_its_run_goes_on(split, tmp_path, train_until):
-    """Its features are asked for before Lightning loads the checkpoint."""
+    """Its features are computed before Lightning loads the checkpoint."""
     weights = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
     options = [*FAST, weights, f"--data.root={split}", "--model.fine_tune=head", "--precision=32-true"]
     train.main([*options, f"--default_root_dir={tmp_path / 'whole'}", "--max_epochs=3"])
@@ -103,7 +103,7 @@ def test_the_best_checkpoint_is_ours_whatever_others_a_user_adds(flat, tmp_path,
 
 
 def begin(*argv: object) -> Run:
-    """What scripts/train.py knows before it looks at the data."""
+    """What scripts/train.py knows before it reads the data."""
     return start("", ImageData, ResNetClassifier, train.SAMPLE, [str(word) for word in argv])
 
 
@@ -221,7 +221,7 @@ def test_options_are_refused_before_an_image_is_listed_or_a_folder_made(
     fails, flat, tmp_path, monkeypatch, options, expected
 ):
     def listed(root):
-        raise AssertionError("the data was looked at")
+        raise AssertionError("the data was read")
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "garbage.pth").write_bytes(b"garbage")
@@ -273,7 +273,13 @@ def test_a_run_that_is_in_use_is_not_resumed(fails, flat, tmp_path):
 @pytest.mark.parametrize("change", ["moved", "linked"])
 def test_a_run_that_was_moved_keeps_its_best_checkpoint(flat, tmp_path, change):
     weights = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
-    options = [*FAST, f"--data.root={flat}", weights, "--model.lr=3", "--max_epochs=1"]  # a rate that learns nothing
+    options = [
+        *FAST,
+        f"--data.root={flat}",
+        weights,
+        "--model.lr=3",
+        "--max_epochs=1",
+    ]  # too high a rate to learn anything
     train.main([*options, f"--default_root_dir={tmp_path / 'a'}"])
     best = (tmp_path / "a/lightning_logs/version_0/checkpoints/best.ckpt").read_bytes()
     (tmp_path / "a").rename(tmp_path / "b") if change == "moved" else (tmp_path / "b").symlink_to(tmp_path / "a")
@@ -301,7 +307,7 @@ def test_a_resumed_checkpoint_is_read_once_and_its_checksum_compared_once(flat, 
         pass
 
     def after_first(self, batch, batch_idx):
-        if self.global_step == 4:  # the first step of this run is done, and saved
+        if self.global_step == 4:  # the first step of this run is done and saved
             raise FirstStep
         return step(self, batch, batch_idx)
 
@@ -317,7 +323,7 @@ def test_a_resumed_checkpoint_is_read_once_and_its_checksum_compared_once(flat, 
     assert read == [str(last)] and len(compared) == 1 and len(built) == 1
 
 
-# What earlier versions wrote: commit 7baa818, before the code was laid out anew
+# What earlier versions wrote: commit 7baa818, before the code was reorganized
 
 
 def test_options_of_earlier_versions_are_accepted(caplog):
@@ -341,7 +347,7 @@ def test_a_run_that_unfroze_gradually_is_not_gone_on_with_but_its_weights_are_of
 
 
 def layout(content: dict) -> dict:
-    """Names and shapes of a checkpoint, without its values."""
+    """Names and shapes in a checkpoint, without its values."""
     groups = content["optimizer_states"][0]["param_groups"]
     return {
         "state_dict": {name: list(tensor.shape) for name, tensor in content["state_dict"].items()},
@@ -354,6 +360,6 @@ def layout(content: dict) -> dict:
 
 
 def test_checkpoints_have_the_layout_of_those_of_earlier_versions(trained):
-    """So that these can be evaluated, predicted with and resumed; `layout` of one of them is kept in a file."""
+    """So that those can be evaluated, used for prediction, and resumed; a file contains the `layout` of one of them."""
     now = layout(load_checkpoint(trained / "checkpoints/last.ckpt").content)
     assert now == json.loads((ROOT / "tests/data/layout-7baa818.json").read_text())

@@ -85,7 +85,7 @@ def test_a_file_that_breaks_in_training_stops_or_is_left_out(fails, flat, tmp_pa
 
 
 def test_saves_by_steps_go_round_those_that_a_validation_follows(flat, tmp_path, train_until):
-    """Of 10 batches an epoch; after the 4th and the 8th comes a validation, and the 5th is the first that is due."""
+    """A save is due after the 4th of 10 batches, but a validation follows: it is made after the 5th."""
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--data.batch_size=2"]
     train_until([*options, "--save_every_steps=4", "--val_check_interval=4"], epoch=0, batch_idx=7)
     assert last_of(tmp_path)["global_step"] == 5

@@ -20,7 +20,7 @@ from project.weights import Arch, named_weights, preprocessing_for
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """No cached weights, and a transport that fails as it does without a network."""
+    """No cached weights, and downloads that fail as they do without a network."""
 
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("Name or service not known")

@@ -1,4 +1,4 @@
-"""The data: images with one class each, their transforms, and the batches that training and evaluation read."""
+"""Image classification data: images with one class each, their splits, and the loaders for training and evaluation."""
 
 import logging
 from collections import Counter
@@ -21,44 +21,44 @@ log = logging.getLogger(__name__)
 
 
 class ImageData(ResumableData):
-    """Images with one class each, split into train, val and, where there are enough, test.
+    """Images with one class each, split into train, val and, if there are enough, test.
 
-    The class list comes from the training split, in natural order (`2` before `10`), and serves every split. Loaders
-    yield `(images, labels)`: uint8 `(B, 3, H, W)` and int64 `(B,)`; the model normalizes. With MixUp or CutMix the
-    training batches are float32, still 0 to 255, and the labels float32 `(B, num_classes)`.
+    The class list comes from the training split, in natural order (`2` before `10`), and applies to every split.
+    Loaders yield `(images, labels)`: uint8 `(B, 3, H, W)` and int64 `(B,)`; the model normalizes. With MixUp or CutMix,
+    the training batches are float32, still 0 to 255, and the labels float32 `(B, num_classes)`.
 
-    The argument before the star comes from the program; those after it are the options `--data.NAME`.
+    The argument before the `*` is set by the program; those after it are the options `--data.NAME`.
 
     Args:
-        preprocessing: What the pretrained weights expect of an evaluated image, see `project.weights`.
-        root: A folder `train|val|test/<class>/*` or `<class>/*`, or a CSV file with `path,label[,split]`. A split that
-            is missing is drawn from the others: val from train; val and test if nothing is split.
-        image_size: Side of the square the model sees, in pixels. By default what the weights were made for, or less
-            where the images are so small that it would only magnify them: twice their median side.
-        batch_size: Images a step, on each device.
-        num_workers: Processes that decode, on each device. By default one a core, 8 at most.
-        val_fraction: Share of each class drawn for validation where there is no val split.
-        test_fraction: Share of each class drawn for testing where nothing is split.
-        split_seed: Seed of the drawn splits. It is not `--seed`, so that runs with other seeds share one test split.
-        check: Decode every new or changed file once, up front, to find the broken ones before training does. By
-            default for up to 100,000 of them, which takes minutes.
-        bad_images: What to do with broken files that `check` finds: stop with the list, or leave them out. A file that
-            breaks after that stops the run by its name, or is named and replaced by the next one in training, and left
-            out of an evaluation.
-        crop_scale: Smallest share of a training image's area that RandomResizedCrop keeps.
-        flip: Probability of a horizontal flip. Use 0 where left and right mean something.
+        preprocessing: Preprocessing that the pretrained weights expect in evaluation, see `project.weights`.
+        root: A folder `train|val|test/<class>/*` or `<class>/*`, or a CSV file with `path,label[,split]`. Missing
+            splits are drawn: val from train, or val and test if there are no splits.
+        image_size: Side of the square that the model sees, in pixels. By default the size that the weights expect, or
+            less if this would only magnify small images: twice their median side, in steps of 32 from 64.
+        batch_size: Images per step and device.
+        num_workers: Decoding processes per device. By default the cores divided by the devices, but at most 8.
+        val_fraction: Fraction of each class drawn for validation if there is no val split.
+        test_fraction: Fraction of each class drawn for testing if there are no splits.
+        split_seed: Seed of the drawn splits. It is not `--seed`, so that runs with different seeds share a test split.
+        check: Decode every new or changed file once, before training, to find the broken ones. By default only if there
+            are at most 100,000 of them, which takes minutes.
+        bad_images: What to do with broken files that `check` finds: stop and list them, or leave them out. A file that
+            breaks later stops the run with its name, or is logged, replaced by the next one in training, and left out
+            in evaluation.
+        crop_scale: Smallest fraction of a training image's area that RandomResizedCrop keeps.
+        flip: Probability of a horizontal flip. Use 0 if left and right differ in meaning.
         auto_augment: `trivial` is TrivialAugmentWide (arXiv 2103.10158), `rand` is RandAugment (arXiv 1909.13719).
-        random_erasing: Probability that a rectangle is erased (RandomErasing, arXiv 1708.04896).
-        mixup: Beta parameter of MixUp (arXiv 1710.09412); 0.2 is usual, 0 is off.
-        cutmix: Beta parameter of CutMix (arXiv 1905.04899); 1 is usual, 0 is off. With both, each batch gets one.
-        cache_features: Where the backbone is frozen (`--model.fine_tune head`), compute its features of all images
-            once, without augmentation, and train on those. By default where no augmentation beyond crops and flips is
-            asked for. They are kept for later runs, see `project/cache.py`.
-        balance: Against unequal classes: `sampler` draws every class equally often, `loss` weights the loss by
+        random_erasing: Probability of erasing a rectangle (RandomErasing, arXiv 1708.04896).
+        mixup: Beta parameter of MixUp (arXiv 1710.09412); typically 0.2, 0 is off.
+        cutmix: Beta parameter of CutMix (arXiv 1905.04899); typically 1, 0 is off. With both, each batch gets one.
+        cache_features: If the backbone is frozen (`--model.fine_tune head`), compute its features of all images once,
+            without augmentation, train on these, and keep them for later runs, see `project/cache.py`. By default if
+            there is no augmentation beyond crops and flips.
+        balance: For classes of unequal size: `sampler` draws every class equally often, `loss` weights the loss by
             inverse class frequency.
 
     Raises:
-        UserError: The data cannot be used; the text says what is wrong and where.
+        UserError: The data cannot be used; the message says what is wrong and where.
     """
 
     RANGES: ClassVar = {
@@ -71,7 +71,7 @@ class ImageData(ResumableData):
         "mixup": (0, INFINITY),
         "cutmix": (0, INFINITY),
     }
-    REMOVED = ("pin_memory", "persistent_workers")  # options of older versions, in their configs
+    REMOVED = ("pin_memory", "persistent_workers")  # options of older versions, which their configs contain
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class ImageData(ResumableData):
         listed = find_samples(root)
         self.preprocessing = fit_preprocessing(preprocessing, image_size, listed)
         size = self.preprocessing["crop_size"]
-        # Of new images, those that were decoded for the check: (3, size, size) by path, until training starts
+        # Images that the check has decoded, uint8 (3, size, size) by path; released when training starts
         listed, self.decoded = drop_bad_images(
             listed, bad_images, check, eval_reader(self.preprocessing), image_bytes=3 * size**2
         )
@@ -119,35 +119,35 @@ class ImageData(ResumableData):
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
-        """Refuse what `__init__` would, as far as it can be told without a look at the data. Raises `UserError`."""
+        """Reject what `__init__` would, as far as possible without reading the data. Raises `UserError`."""
         if options["root"] is None:
             raise UserError("no data: name a folder of images or a CSV manifest with --data.root")
         check_ranges("data.", cls.RANGES, options)
         val, test = options["val_fraction"], options["test_fraction"]
         if min(val, test) <= 0 or val + test >= 1:
             raise UserError(
-                f"--data.val_fraction {val} and --data.test_fraction {test} must be above 0, and below 1 together"
+                f"--data.val_fraction {val} and --data.test_fraction {test} must be above 0, and their sum below 1"
             )
 
     @property
     def class_counts(self) -> list[int]:
-        """Training images of each class, in the order of `class_names`."""
+        """Number of training images per class, in the order of `class_names`."""
         counts = Counter(label for _, label in self.samples["train"])
         return [counts[name] for name in self.class_names]
 
     @property
     def inverse_frequencies(self) -> list[float]:
-        """Of each class, such that the mean over the training images is 1."""
+        """Inverse class frequencies, scaled such that their mean over the training images is 1."""
         total, num_classes = sum(self.class_counts), len(self.class_names)
         return [total / (num_classes * count) for count in self.class_counts]
 
     @property
     def class_weights(self) -> list[float] | None:
-        """Weights of the loss; None unless `balance` is `loss`."""
+        """Class weights of the loss; None unless `balance` is `loss`."""
         return self.inverse_frequencies if self.balance == "loss" else None
 
     def describe(self) -> str:
-        """One line on what was found, for the log."""
+        """One line for the log on what was found."""
         splits = ", ".join(f"{len(samples):,} {split}" for split, samples in self.samples.items())
         size = self.preprocessing["crop_size"]
         return (
@@ -155,33 +155,33 @@ class ImageData(ResumableData):
         )
 
     def choose_test_split(self, split: str) -> None:
-        """What `test_dataloader` gives: `train`, `val`, `test` or `all`; for `test`, if there is none, `val`."""
+        """Select the split of `test_dataloader`: `train`, `val`, `test` (if there is none, `val`) or `all`."""
         if split == "all":
             self.samples["all"] = [sample for samples in self.samples.values() for sample in samples]
         elif split == "test" and "test" not in self.samples:
             log.warning(
-                "There is no test split: the metrics will be of the validation split, which chose the checkpoint"
+                "There is no test split: the metrics will be of the validation split, which selected the checkpoint"
             )
             split = "val"
         self.test_split = split
 
     def labels(self, samples: Samples) -> Tensor:
-        """Indices of the samples' classes, int64 `(N,)`."""
+        """Class indices of the samples, int64 `(N,)`."""
         index = {name: i for i, name in enumerate(self.class_names)}
         return torch.tensor([index[label] for _, label in samples])
 
     def use_features(self, features: dict[str, Tensor]) -> None:
-        """From now on, in place of these splits' images, their loaders give the features of a frozen backbone.
+        """From now on, let the loaders of these splits yield the features of a frozen backbone instead of images.
 
         Args:
-            features: `(N, F)` by split, in the order of its samples.
+            features: Features `(N, F)` by split, in the order of its samples.
         """
         self.features = features
 
     def train_dataloader(self) -> DataLoader:
         samples = self.samples["train"]
         if self.trainer is None or self.trainer.max_epochs != 0:
-            self.decoded = {}  # training takes other crops, and workers would hold them, too
+            self.decoded = {}  # training uses other crops, and workers would hold these, too
         labels = self.labels(samples)
         weights = 1 / np.bincount(labels)[labels] if self.balance == "sampler" else None
         if "train" in self.features:
@@ -197,25 +197,25 @@ class ImageData(ResumableData):
         return self.split_loader(self.test_split)
 
     def split_loader(self, split: str) -> DataLoader:
-        """A split's images as in evaluation, or in place of them the features that `use_features` was given."""
+        """A loader of a split's images as in evaluation, or of its features if `use_features` has set them."""
         if split in self.features:
             dataset = FeatureDataset(self.features[split], self.labels(self.samples[split]))
             return self.eval_loader(dataset, in_memory=True, collate_fn=default_convert)
         return self.image_loader(self.samples[split])
 
     def image_loader(self, samples: Samples) -> DataLoader:
-        """Images as in evaluation, in the order given, shared out among the processes."""
+        """A loader of images as in evaluation, in the given order, divided among the processes."""
         in_memory = all(path in self.decoded for path, _ in samples)
         read = self.decoded.__getitem__ if in_memory else eval_reader(self.preprocessing)
         dataset = ImageDataset(samples, self.class_names, read, self.bad_images == "skip")
         return self.eval_loader(dataset, in_memory=in_memory)
 
     def files_of_batch(self, batch_idx: int) -> list[str]:
-        """The training images that this process sees as a batch of the current epoch."""
+        """Paths of the training images that this process sees as a batch of the current epoch."""
         return [self.samples["train"][i][0] for i in self.indices_of_batch(batch_idx)]
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Mix training batches on the device."""
+        """Seed each training step, and mix its batch on the device."""
         images, labels = batch
         if self.trainer is not None and self.trainer.training:
             self.seed_step()

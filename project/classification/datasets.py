@@ -1,4 +1,4 @@
-"""What a loader reads: images with classes, their features, or images without classes."""
+"""Data sets of images with classes, of their features, and of images without classes."""
 
 import logging
 import os
@@ -22,20 +22,20 @@ log = logging.getLogger(__name__)
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Decoded, transformed images: uint8 `(3, H, W)`, with the index of their class.
 
-    It is asked for what `EpochSampler` gives: an index, and the seed of all that is random in the transform (which has
-    to use torch for it). So an image's augmentation depends on neither the worker nor what was seen before.
-    The index `EpochSampler.PADDING` gives an image with the label `IGNORE`.
-    The file list lives in two arrays, which worker processes share, not in Python objects, which each would copy.
+    An item is requested as `EpochSampler` yields it: an index, and a seed for everything random in the transform, which
+    must use torch's generator. So an image's augmentation depends on neither the worker nor earlier images.
+    The index `EpochSampler.PADDING` returns an image with the label `IGNORE`.
+    The file list is stored in two arrays, which worker processes share, not in Python objects, which each would copy.
 
     Args:
         samples: Paths and class names.
-        class_names: Names in the order of their indices.
-        transform: From a path to a tensor.
-        skip_bad: Name a file that broke after it was checked, and go on without it; else it is an error.
-        replace_bad: Give the next image in its place; else it counts as padding.
+        class_names: Class names, in the order of their indices.
+        transform: Returns the tensor, given the path.
+        skip_bad: Log a file that broke after the check, and continue without it; otherwise it is an error.
+        replace_bad: Use the next image in its place; otherwise it counts as padding.
 
     Raises:
-        BadImage: A file broke after it was checked; the text names it.
+        BadImage: A file broke after the check; the message names it.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return image, label if self.replace_bad else IGNORE
 
     def _readable(self, start: int) -> tuple[Tensor, int]:
-        """The first image from there on that can be read."""
+        """The first readable image from index `start` on. Raises `BadImage`."""
         for i in (k % len(self) for k in range(start, start + len(self))):
             with suppress(BadImage):
                 return self.transform(os.fsdecode(self.paths[i])), int(self.labels[i])
-        raise BadImage(f"none of {len(self)} images can be read any more, such as {os.fsdecode(self.paths[0])}")
+        raise BadImage(f"none of the {len(self)} images can be read any more, for example {os.fsdecode(self.paths[0])}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Where workers are not forked but started anew, they get a pickle: in it torch shares tensors, not arrays."""
+        """Workers that are spawned, not forked, get a pickle, in which torch shares tensors but not arrays."""
         shared = torch.from_numpy(self.paths.view(np.uint8))
         return {**vars(self), "paths": (shared, self.paths.dtype)}
 
@@ -88,7 +88,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
 
 class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Features of images in place of them, `(B, F)`, with the indices of their classes; it reads whole batches.
+    """Image features `(B, F)` in place of images, with their class indices int64 `(B,)`; it reads whole batches.
 
     Args:
         features: `(N, F)`.
@@ -109,8 +109,8 @@ class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 class FileDataset(Dataset[tuple[Tensor, str]]):
-    """Images without classes, for prediction: uint8 `(3, H, W)`, with an empty string or, for a file that cannot be
-    read, a black image with the reason."""
+    """Images without classes, for prediction: uint8 `(3, H, W)` with an empty string; for a file that cannot be read, a
+    black image with the reason."""
 
     def __init__(self, paths: list[str], preprocessing: Preprocessing) -> None:
         self.paths = paths

@@ -1,8 +1,8 @@
-"""The frozen backbone, run once: its features of all images, and the best linear head on them.
+"""Linear probing before fine-tuning: compute the frozen backbone's features once, and fit the best linear head to them.
 
-A new head is random, and the gradients that it sends into the backbone at first undo what pretraining has learned.
-So the head is fitted first, on features, which takes seconds; fine-tuning starts from there ("linear probing, then
-fine-tuning", LP-FT, Kumar et al. 2022, arXiv 2202.10054). Where the backbone stays frozen, all epochs read features.
+A new head is random, and the gradients that it first sends into the backbone undo what pretraining has learned.
+So the head is first fitted on features, which takes seconds; fine-tuning starts from there ("linear probing, then
+fine-tuning", LP-FT, Kumar et al. 2022, arXiv 2202.10054). If the backbone stays frozen, all epochs use the features.
 """
 
 import json
@@ -26,33 +26,33 @@ from project.samples import Samples
 
 log = logging.getLogger(__name__)
 
-MAX_IMAGES = 50_000  # a linear head gains nothing from more, and they still fit into memory
-NORM_IMAGES = 256  # every image gives many values to each channel's statistics: these are exact to a few per cent
-L2_STRENGTHS = [10 ** (-k / 2) for k in range(13)]  # 1 to 1e-6, the strongest first
+MAX_IMAGES = 50_000  # more do not improve a linear head, and these still fit into memory
+NORM_IMAGES = 256  # each image has many values per channel: the statistics are accurate to a few per cent
+L2_STRENGTHS = [10 ** (-k / 2) for k in range(13)]  # 1 to 1e-6, strongest first
 
 
 class HeadStart(Callback):
-    """Before training: fit the head, log its validation metrics as step 0, and keep it as the first checkpoint.
+    """Before training, fit the head, log its validation metrics as step 0, and save it as the first checkpoint.
 
-    The work is done in `setup`, where the model is still a plain module whatever the strategy, and where callbacks that
-    copy it (weight averaging) have not done so yet.
+    The work is done in `setup`, where the model is still a plain module under any strategy, and before other callbacks
+    copy it (weight averaging).
     """
 
     def __init__(self) -> None:
-        self.val_features: Tensor | None = None  # (M, F), of the backbone that the head was fitted on
+        self.val_features: Tensor | None = None  # (M, F), from the backbone that the head was fitted on
         self.val_metrics: dict[str, Tensor] = {}
         self.scale = 1.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Fit the head, and where the backbone is frozen, let all epochs read its features."""
+        """Fit the head, and if the backbone is frozen, let all epochs use its features."""
         model, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(model, ResNetClassifier) and isinstance(data, ImageData)
         frozen = model.frozen and data.cache_features
         if stage != "fit" or not (frozen or model.head_start):
             return
         limits = (trainer.limit_train_batches, trainer.limit_val_batches)
-        if any(isinstance(limit, int) or limit < 1 for limit in limits):  # 1 is one batch, 1.0 are all
-            log.info("Head start and feature cache are left out, since the batches are limited")
+        if any(isinstance(limit, int) or limit < 1 for limit in limits):  # 1 is one batch, 1.0 is all
+            log.info("Head start and feature cache are skipped, since the number of batches is limited")
             return
         train = data.samples["train"]
         if not frozen and len(train) > MAX_IMAGES:
@@ -64,7 +64,7 @@ class HeadStart(Callback):
         of_train, self.val_features = features[: len(train)], features[len(train) :]
         if frozen:
             data.use_features({"train": of_train, "val": self.val_features})
-            log.info("Frozen backbone: all epochs read its features, of images that are not augmented")
+            log.info("Frozen backbone: all epochs use its features of the images, without augmentation")
         if model.head_start:
             labels, val_labels = data.labels(train), data.labels(data.samples["val"])
             norm = model.head.weight.norm()
@@ -74,22 +74,22 @@ class HeadStart(Callback):
             log.info(f"Head start: val top1 {self.val_metrics['val/top1']:.4f} before training (L2 {l2:.0e})")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log and save the head; training has not begun."""
+        """Log and save the fitted head, before the first training step."""
         if not self.val_metrics:
             return
         for logger in trainer.loggers:
             logger.log_metrics({name: value.item() for name, value in self.val_metrics.items()}, step=0)
         for callback in trainer.checkpoint_callbacks:
-            # Without epochs the checkpoints that take no notice of metrics would never be written.
+            # With no epochs, checkpoints that do not monitor a metric would never be written.
             if isinstance(callback, ModelCheckpoint) and (callback.monitor or trainer.max_epochs == 0):
                 save_first(trainer, callback, self.val_metrics)
         self.rescale_head(pl_module)
 
     def rescale_head(self, model: LightningModule) -> None:
-        """Bring the fitted head down to the norm of a new one, which leaves its predictions the same.
+        """Scale the fitted head down to the norm of a new one, which does not change the predicted classes.
 
-        A head that is sure of itself sends small gradients, and the backbone learns less: the test loss without this
-        was higher on all of three data sets and three seeds (docs/benchmarks.md).
+        A confident head sends small gradients, so that the backbone learns less: without this, the test loss was higher
+        on all three data sets with all three seeds (docs/benchmarks.md).
         """
         assert isinstance(model, ResNetClassifier)
         with torch.no_grad():
@@ -104,17 +104,17 @@ def set_head(
     train: tuple[Tensor, Tensor],
     val: tuple[Tensor, Tensor],
 ) -> float:
-    """Give the model the best head for its features, of `MAX_IMAGES` at most.
+    """Set the model's head to the best one for its features, fitted on at most `MAX_IMAGES` of them.
 
     Args:
-        trainer: Gives the device, and makes the head the same on all processes.
+        trainer: Provides the device, and makes the head the same on all processes.
         model: Its head is set.
-        data: Gives the classes, and whether they are to be balanced.
+        data: Provides the classes, and whether to balance them.
         train: Features `(N, F)` and labels int64 `(N,)`.
-        val: Likewise.
+        val: Likewise, `(M, F)` and `(M,)`.
 
     Returns:
-        The strength of the L2 penalty that was best.
+        The best strength of the L2 penalty.
     """
     device = trainer.strategy.root_device
     features, labels = (tensor[:MAX_IMAGES].to(device) for tensor in train)
@@ -134,8 +134,8 @@ def save_first(trainer: Trainer, callback: ModelCheckpoint, metrics: dict[str, T
     """Save a checkpoint before the first step, as the best so far if the callback monitors one of the metrics.
 
     Args:
-        trainer: Whose state is saved.
-        callback: Decides on the file's name; it goes on as if it had saved the checkpoint by itself.
+        trainer: Its state is saved.
+        callback: Determines the file name; it continues as if it had saved the checkpoint itself.
         metrics: Scalars by name.
     """
     counts = {"epoch": torch.tensor(trainer.current_epoch), "step": torch.tensor(trainer.global_step)}
@@ -151,17 +151,17 @@ def save_first(trainer: Trainer, callback: ModelCheckpoint, metrics: dict[str, T
 
 
 def norm_samples(train: Samples, batch_size: int) -> Samples:
-    """A few images for `adapt_norms`, in whole batches, since each batch counts alike in the average."""
+    """A few images for `adapt_norms`, in full batches, since each batch has the same weight in the average."""
     some = random.Random(0).sample(train, min(len(train), NORM_IMAGES))
     return some[: len(some) // batch_size * batch_size or len(some)]
 
 
 @torch.no_grad()
 def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> None:
-    """Estimate the BatchNorm statistics anew, on these images (AdaBN, Li et al. 2016, arXiv 1603.04779).
+    """Re-estimate the BatchNorm statistics on these images (AdaBN, Li et al. 2016, arXiv 1603.04779).
 
-    In training BatchNorm uses the statistics of the batch. A head that was fitted under those of the pretraining would
-    no longer fit from the first step on, and its errors would damage the backbone, which it is there to prevent.
+    In training, BatchNorm uses the statistics of the batch. A head fitted with those of the pretraining would no longer
+    fit from the first step on, and its errors would damage the backbone, which the head start is meant to prevent.
     """
     norms = [module for module in model.net.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -170,7 +170,7 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
         norm.reset_running_stats()
         norm.momentum = None  # the plain average over all batches
         norm.train()
-    with trainer.precision_plugin.forward_context():  # around the loop: autocast keeps its copies of the weights
+    with trainer.precision_plugin.forward_context():  # around the loop, so that autocast keeps its cast weights
         for images, _ in data.image_loader(samples):
             model.features(images.to(model.device, non_blocking=True))
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -182,9 +182,9 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
 
 
 def cached_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> Tensor:
-    """The backbone's features of images as in evaluation, `(N, F)` on the CPU: from the cache, or computed and kept.
+    """The backbone's features of images as in evaluation, `(N, F)` on the CPU: from the cache, or computed and cached.
 
-    Their key is made of everything that they depend on: files, weights, preprocessing, precision and version.
+    The cache key covers all that they depend on: files, weights, preprocessing, precision and torchvision's version.
     """
     key = blake2b(digest_size=16)
     key.update(fingerprints(path for path, _ in samples).tobytes())
@@ -196,7 +196,7 @@ def cached_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, 
 
     features = load_features(key.hexdigest())
     has_all = features is not None and len(features) == len(samples)
-    if trainer.strategy.reduce_boolean_decision(has_all, all=True):  # all processes take the same way
+    if trainer.strategy.reduce_boolean_decision(has_all, all=True):  # all processes take the same branch
         assert features is not None
         return features
     features = compute_features(trainer, model, data, samples)
@@ -207,7 +207,7 @@ def cached_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, 
 
 @torch.no_grad()
 def compute_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> Tensor:
-    """Run the backbone over images, each process over its share; returns those of all, `(N, F)` on the CPU."""
+    """Run the backbone over images, divided among the processes; returns all features, `(N, F)` on the CPU."""
     model.eval()
     console = Console(stderr=True)
     mine = []
@@ -225,7 +225,7 @@ def compute_features(trainer: Trainer, model: ResNetClassifier, data: ImageData,
     features = torch.cat(mine)
     if trainer.world_size == 1:
         return features
-    # Process r had the images r, r + world_size, …: side by side, row by row, they are in order, the padding last.
+    # Process r had the images r, r + world_size, …: interleaving the processes restores the order, with padding last.
     gathered = trainer.strategy.all_gather(features.float().to(model.device)).cpu()  # (world_size, N / world_size, F)
     return gathered.transpose(0, 1).flatten(0, 1)[: len(samples)].to(features.dtype)
 
@@ -238,24 +238,24 @@ def fit_head(
     num_classes: int,
     class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
-    """Multinomial logistic regression by L-BFGS, its L2 strength the one with the lowest loss on the validation split.
+    """Fit a multinomial logistic regression by L-BFGS, with the L2 strength that has the lowest validation loss.
 
-    The strengths are tried from the strongest down, each fit starting from the last, until the loss goes up.
+    The strengths are tried from the strongest down, each fit starting from the last, until the loss stops falling.
 
     Args:
         features: `(N, F)`, of any float type.
         labels: int64 `(N,)`.
         val_features: `(M, F)`.
         val_labels: int64 `(M,)`.
-        num_classes: How many there are, in the labels or not.
-        class_weights: `(num_classes,)`, for unequal classes.
+        num_classes: Number of classes, including those without samples.
+        class_weights: `(num_classes,)`, for classes of unequal size.
 
     Returns:
-        Weight `(num_classes, F)` and bias `(num_classes,)`, float32, and the strength.
+        Weight `(num_classes, F)` and bias `(num_classes,)`, float32, and the L2 strength.
     """
     x = features.float()
     mean, std = x.mean(dim=0), x.std(dim=0)
-    std = std.clamp(min=0.01 * std.mean().item())  # a feature that almost never fires must not be blown up
+    std = std.clamp(min=0.01 * std.mean().item())  # do not amplify a feature that is almost always zero
     x, val_x = (x - mean) / std, (val_features.float() - mean) / std
     weight = torch.zeros(num_classes, x.shape[1], device=x.device, requires_grad=True)
     bias = torch.zeros(num_classes, device=x.device, requires_grad=True)
@@ -269,20 +269,20 @@ def fit_head(
         best = (val_loss, weight.detach().clone(), bias.detach().clone(), l2)
     assert best is not None
     _, weight, bias, l2 = best
-    weight = weight / std  # back to features as the backbone gives them
+    weight = weight / std  # for features that are not standardized
     return weight, bias - weight @ mean, l2
 
 
 def minimize(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float, class_weights: Tensor | None) -> None:
-    """Bring a linear head to the minimum of its cross-entropy and L2 penalty, from where it is.
+    """Minimize the cross-entropy and L2 penalty of a linear head, starting from its current values.
 
     Args:
         x: Features, float32 `(N, F)`.
         labels: int64 `(N,)`.
-        weight: `(num_classes, F)`, is changed.
-        bias: `(num_classes,)`, is changed.
+        weight: `(num_classes, F)`, changed in place.
+        bias: `(num_classes,)`, changed in place.
         l2: Strength of the penalty on the weight.
-        class_weights: `(num_classes,)`, for unequal classes.
+        class_weights: `(num_classes,)`, for classes of unequal size.
     """
     solver = torch.optim.LBFGS(
         [weight, bias], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
@@ -299,13 +299,13 @@ def minimize(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float,
 
 @torch.no_grad()
 def evaluate_head(trainer: Trainer, model: ResNetClassifier, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The validation metrics, as a validation epoch would log them.
+    """The validation metrics of the head, scalars by name as a validation epoch would log them.
 
     Args:
-        trainer: Gives the precision.
+        trainer: Provides the precision.
         model: The classifier.
-        features: `(N, F)`.
-        labels: int64 `(N,)`.
+        features: `(M, F)`.
+        labels: int64 `(M,)`.
     """
     model.eval()
     with trainer.precision_plugin.forward_context():

@@ -1,4 +1,4 @@
-"""The model: a pretrained ResNet with a new head, its loss, its metrics and its optimizer."""
+"""The model: a pretrained ResNet with a new head, its loss, metrics and optimizer."""
 
 import os
 from typing import Any, ClassVar, Literal
@@ -19,37 +19,36 @@ from project.weights import Arch, make_resnet
 
 
 class ResNetClassifier(LightningModule):
-    """A torchvision ResNet whose `fc` is replaced by dropout and a linear layer for the classes at hand.
+    """A torchvision ResNet whose `fc` is replaced by dropout and a linear layer for the given classes.
 
-    The arguments before the star come from the program; those after it are the options `--model.NAME`.
+    The arguments before the `*` are set by the program; those after it are the options `--model.NAME`.
 
     Args:
-        class_names: Names of the classes, in the order of the outputs. They, and everything else a reload needs, are
-            saved with the weights.
-        preprocessing: How an image is brought to the size that the network sees, and the mean and standard deviation
-            with which `forward` normalizes it.
+        class_names: Names of the classes, in the order of the outputs. They are saved with the weights, like everything
+            else that a reload needs.
+        preprocessing: How images are resized and cropped, and the mean and standard deviation with which `forward`
+            normalizes them.
         class_weights: Weight of each class in the training loss; all 1 by default.
-        net: The ResNet, if it has been built already; else it is made of `arch` and `weights`.
+        net: The ResNet, if it has already been built; otherwise it is built from `arch` and `weights`.
         arch: The architecture.
-        weights: Where training starts. `DEFAULT` or a torchvision name such as `IMAGENET1K_V1`, downloaded once; the
-            path of a `.pth` or `.safetensors` state dict, or a checkpoint of this project; or `none`, for random ones.
-        fine_tune: `full` trains all layers; `head` only the new head, on a frozen backbone with its BatchNorm in eval
-            mode. `gradual`, which unfroze the backbone step by step, is no better and is gone: it now means `full`.
-        dropout: Probability of dropping a feature in front of the linear layer.
+        weights: Initial weights: `DEFAULT` or a torchvision name such as `IMAGENET1K_V1`, downloaded once; the path of
+            a `.pth` or `.safetensors` state dict or of a checkpoint of this project; or `none` for random weights.
+        fine_tune: `full` trains all layers; `head` trains only the new head, on a frozen backbone with BatchNorm in
+            eval mode. `gradual`, which unfroze the backbone step by step, did not improve top-1: it now means `full`.
+        dropout: Probability of dropping a feature before the linear layer.
         optimizer: SGD has Nesterov momentum; Adam's decay is an L2 penalty, AdamW's is decoupled (arXiv 1711.05101).
         lr: Peak learning rate of the head.
-        backbone_lr_factor: The backbone's learning rate is this times the head's: what is pretrained needs less change.
-        momentum: For SGD.
-        weight_decay: For weight matrices and kernels only, never for norms and biases.
-        schedule: After the warm-up: down to 0 along a cosine, or constant.
-        warmup_ratio: Share of all steps in which the learning rate rises linearly.
-        label_smoothing: Share of the target spread over all classes, in training.
+        backbone_lr_factor: Learning rate of the backbone relative to the head's: pretrained layers need less change.
+        momentum: Momentum of SGD.
+        weight_decay: Applied to weight matrices and kernels only, never to norms and biases.
+        schedule: After the warm-up, decay to 0 along a cosine, or stay constant.
+        warmup_ratio: Fraction of all steps in which the learning rate rises linearly.
+        label_smoothing: Fraction of the target that is spread over all classes, in training.
         head_start: Linear probing before fine-tuning (LP-FT, arXiv 2202.10054): first fit the head on the features of
-            the frozen backbone, see `project/classification/head_start.py`. By default where there are pretrained
-            weights.
+            the frozen backbone, see `project/classification/head_start.py`. By default if the weights are pretrained.
 
     Raises:
-        UserError: An option is out of range; or the weights cannot be had, or belong to another architecture.
+        UserError: An option is out of range; or the weights cannot be obtained, or belong to another architecture.
     """
 
     RANGES: ClassVar = {
@@ -64,7 +63,7 @@ class ResNetClassifier(LightningModule):
     REMOVED = ()
     FIXED = ("arch", "fine_tune", "optimizer")  # options that a resumed run cannot change
 
-    net: Any  # a torchvision ResNet; its children have no types of their own
+    net: Any  # a torchvision ResNet, whose children have no type annotations
     mean: Tensor
     std: Tensor
     class_weights: Tensor | None
@@ -97,13 +96,13 @@ class ResNetClassifier(LightningModule):
         self.head_start = weights != "none" if head_start is None else head_start
         self.net = make_resnet(arch, weights) if net is None else net
         self.net.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.net.fc.in_features, len(class_names)))
-        self.net.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        # By name, for FSDP flattens all parameters before the optimizer is made.
+        self.net.to(memory_format=torch.channels_last)  # the memory layout in which convolutions are fastest
+        # By name, because FSDP flattens all parameters before the optimizer is created.
         self.decayed = {name for name, parameter in self.net.named_parameters() if parameter.ndim > 1}
         if fine_tune == "head":
             self.net.requires_grad_(False)
             self.net.fc.requires_grad_(True)
-        # Not persistent: they come back from the hyperparameters, and `net` stays a plain torchvision state dict.
+        # Not persistent: the hyperparameters restore them, and the state dict is that of a plain torchvision ResNet.
         for name in ("mean", "std"):
             value = 255 * torch.tensor(preprocessing[name]).view(1, 3, 1, 1)  # type: ignore[literal-required]
             self.register_buffer(name, value, persistent=False)
@@ -116,7 +115,7 @@ class ResNetClassifier(LightningModule):
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
-        """Refuse what `__init__` would, as far as it can be told without the weights. Raises `UserError`."""
+        """Reject what `__init__` would, as far as possible without the weights. Raises `UserError`."""
         check_ranges("model.", cls.RANGES, options)
         if "preprocessing" in options:
             eval_transform(options["preprocessing"])
@@ -132,7 +131,7 @@ class ResNetClassifier(LightningModule):
         return self.hparams["fine_tune"] == "head"
 
     def describe(self) -> str:
-        """One line on what is trained, for the log."""
+        """One line for the log on what is trained."""
         h = self.hparams
         parameters = list(self.net.parameters())
         total, trained = (sum(p.numel() for p in ps) for ps in (parameters, [p for p in parameters if p.requires_grad]))
@@ -153,10 +152,10 @@ class ResNetClassifier(LightningModule):
         return self.net.fc(images if images.ndim == 2 else self.features(images)).float()
 
     def features(self, images: Tensor) -> Tensor:
-        """What the head sees of images: the backbone's output, averaged over the image, `(B, F)`.
+        """The input of the head: the backbone's output averaged over each image, `(B, F)`.
 
         Args:
-            images: uint8 or float `(B, 3, H, W)`, RGB from 0 to 255; they are normalized here.
+            images: uint8 or float `(B, 3, H, W)`, RGB from 0 to 255, normalized here.
         """
         x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         for name, module in self.net.named_children():
@@ -165,7 +164,7 @@ class ResNetClassifier(LightningModule):
         return x.flatten(1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss, a scalar, of images `(B, 3, H, W)` or features `(B, F)` with their targets.
+        """The loss, a scalar, for images `(B, 3, H, W)` or features `(B, F)` with their targets.
 
         Targets are int64 `(B,)`, or after MixUp or CutMix float `(B, num_classes)`.
         """
@@ -176,35 +175,35 @@ class ResNetClassifier(LightningModule):
         )
         labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
         self.train_top1(logits, labels)
-        # Two calls, so that processes wait for each other's losses once an epoch, not in every step
+        # Two calls, so that processes reduce the loss once per epoch, not in every step
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
         self.log("train/top1", self.train_top1, on_step=True, on_epoch=True, batch_size=len(images))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count a batch of images or features, with int64 labels `(B,)`, which are `IGNORE` for padding."""
+        """Add a batch of images or features to the metrics; labels are int64 `(B,)`, with `IGNORE` for padding."""
         images, labels = batch
         logits = self(images)
         self.val_metrics.update(logits, labels)
-        # No `if`, since reading the value would synchronize with the device: a batch of padding alone counts as 0
+        # No `if`, since reading the value would synchronize with the device; a batch of only padding counts as 0
         num_counted = (labels != IGNORE).sum().clamp(min=1)
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / num_counted
         top1 = (logits.argmax(dim=1) == labels).sum() / num_counted
         self.log_dict({"val/loss_step": loss, "val/top1_step": top1}, on_step=True, on_epoch=False)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count a batch, as `validation_step` does."""
+        """Add a batch to the metrics, as in `validation_step`."""
         images, labels = batch
         self.test_metrics.update(self(images), labels)
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> tuple[Tensor, Any]:
-        """Probabilities, float32 `(B, num_classes)`, and what the loader gave with the images."""
+        """Probabilities, float32 `(B, num_classes)`, and what the loader returned with the images."""
         images, notes = batch
         return self(images).softmax(dim=1), notes
 
     def setup(self, stage: str) -> None:
-        # FSDP saves the optimizer's state of channels_last kernels correctly, but restores its elements in wrong order.
+        # FSDP saves the optimizer state of channels_last kernels correctly, but restores it in the wrong element order.
         if isinstance(self.trainer.strategy, FSDPStrategy):
             self.net.to(memory_format=torch.contiguous_format)
 
@@ -226,7 +225,7 @@ class ResNetClassifier(LightningModule):
         groups = param_groups(
             self.net.named_parameters(), "fc.", self.decayed, h["lr"], h["backbone_lr_factor"], h["weight_decay"]
         )
-        # In mixed precision Lightning cannot clip the gradients for a fused optimizer.
+        # In mixed precision, Lightning cannot clip gradients for a fused optimizer.
         clipped = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
         fused = self.device.type in ("cpu", "cuda") and not clipped
         optimizer = make_optimizer(groups, h["optimizer"], h["lr"], h["momentum"], fused)
@@ -234,7 +233,7 @@ class ResNetClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def train(self, mode: bool = True) -> "ResNetClassifier":
-        """A frozen backbone stays in eval mode, or BatchNorm would go on learning the statistics of the new images."""
+        """Keep a frozen backbone in eval mode; otherwise BatchNorm would adapt its statistics to the new images."""
         super().train(mode)
         if self.frozen:
             for name, module in self.net.named_children():
@@ -242,5 +241,5 @@ class ResNetClassifier(LightningModule):
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A reload takes its weights from the checkpoint: it must not fetch those that training began with."""
+        """Store `weights` as `none`: a reload takes them from the checkpoint, and must not fetch the initial ones."""
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "weights": "none"}

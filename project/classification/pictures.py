@@ -1,4 +1,4 @@
-"""Pictures of a classifier in training: the first batch as the network sees it, and the confusion matrix."""
+"""Figures that are logged in training: the first batch as the network sees it, and the confusion matrix."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from project.metrics import confusion_figure
 
 
 class Pictures(Callback):
-    """A grid of training images as the network sees them; a confusion matrix after each validation."""
+    """Log a grid of training images as the network sees them, and a confusion matrix after each validation."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -22,7 +22,7 @@ class Pictures(Callback):
         assert isinstance(pl_module, ResNetClassifier)
         images, labels = batch
         first = trainer.is_global_zero and trainer.current_epoch == 0 and batch_idx == 0
-        if first and images.ndim == 4:  # not where they are features
+        if first and images.ndim == 4:  # not if they are features
             figure = image_grid(images, labels, pl_module.class_names)
             log_figure(trainer, "train/images", figure, run_folder(trainer))
 
@@ -34,13 +34,13 @@ class Pictures(Callback):
 
 
 def image_grid(images: Tensor, labels: Tensor, class_names: list[str], limit: int = 16) -> Figure:
-    """Training images, augmented as the network gets them, under the names of their classes.
+    """A grid of training images, augmented as the network sees them, with the names of their classes.
 
     Args:
         images: uint8 or float `(B, 3, H, W)`, 0 to 255.
-        labels: int64 `(B,)`, or float `(B, num_classes)` where images are mixed: then the strongest class is named.
-        class_names: Names in the order of the labels.
-        limit: At most this many images are shown.
+        labels: int64 `(B,)`, or float `(B, num_classes)` for mixed images, of which the strongest class is named.
+        class_names: Class names, in the order of the labels.
+        limit: Maximum number of images shown.
     """
     images = images[:limit].detach().to("cpu", torch.uint8).permute(0, 2, 3, 1)
     mixed = labels.ndim == 2

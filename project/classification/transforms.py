@@ -1,4 +1,4 @@
-"""What happens to an image on its way into a batch: sizes, crops, augmentation, mixing."""
+"""Transforms from files to training batches: image size, crops, augmentation and mixing."""
 
 from functools import partial
 from statistics import median
@@ -14,17 +14,17 @@ from project.samples import Samples
 def fit_preprocessing(
     preprocessing: Preprocessing, image_size: int | None, samples: dict[str, Samples]
 ) -> Preprocessing:
-    """Scale the weights' own preprocessing to another image size: the one asked for, or one for small images.
+    """Scale the preprocessing of the weights to the given image size, or to one that suits small images.
 
     Args:
-        preprocessing: What the weights expect.
-        image_size: Side of the square that the network shall see, in pixels; None to go by the images.
-        samples: Samples by split; those of `train` are looked at, or if nothing is split, those of `all`.
+        preprocessing: Preprocessing that the weights expect.
+        image_size: Side of the square that the network sees, in pixels; None to choose it from the images.
+        samples: Samples by split; some of `train` are measured, or of `all` if there are no splits.
     """
     crop, resize = preprocessing["crop_size"], preprocessing["resize_size"]
     if image_size is None:
-        # Twice their side keeps what small images show, at a fraction of the price of 224 pixels. 32 is the stride of
-        # a ResNet: a smaller step would not change the size of its last feature map.
+        # Twice their side keeps the details of small images, at a fraction of the cost of 224 pixels. 32 is the stride
+        # of a ResNet: smaller steps would not change the size of its last feature map.
         listed = samples.get("train") or samples.get("all") or []
         sides = [side for path, _ in listed[:: max(1, len(listed) // 64)] if (side := shorter_side(path))]
         image_size = min(crop, max(64, 32 * round(2 * median(sides) / 32))) if sides else crop
@@ -32,7 +32,7 @@ def fit_preprocessing(
 
 
 def shorter_side(path: str) -> int | None:
-    """Of an image, in pixels; None where it cannot be read."""
+    """Shorter side of an image in pixels; None if it cannot be read."""
     try:
         return min(read_size(path))
     except BadImage:
@@ -59,7 +59,7 @@ def train_transform(
 
 
 def mix_transform(mixup: float, cutmix: float, num_classes: int) -> v2.Transform | None:
-    """MixUp, CutMix, one of them a batch, or None; from images and int64 labels to images and float labels."""
+    """MixUp, CutMix, one of the two per batch, or None; it makes int64 labels `(B,)` float `(B, num_classes)`."""
     mixes: list[v2.Transform] = []
     if mixup:
         mixes.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
@@ -69,12 +69,12 @@ def mix_transform(mixup: float, cutmix: float, num_classes: int) -> v2.Transform
 
 
 def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """A box as torchvision's RandomResizedCrop draws it: top, left, height, width, in pixels.
+    """A random box as in torchvision's RandomResizedCrop: top, left, height, width, in pixels.
 
     Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        scale: Smallest and largest share of the area. The aspect ratio is from 3:4 to 4:3.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
+        scale: Smallest and largest fraction of the area. The aspect ratio is from 3:4 to 4:3.
     """
-    image = torch.empty(1, height, width, device="meta")  # get_params reads nothing but its size
+    image = torch.empty(1, height, width, device="meta")  # get_params reads only its size
     return RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])

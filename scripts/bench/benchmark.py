@@ -1,11 +1,11 @@
-"""How fast, how accurate, how heavy: this project beside a bare loop and the tools that its users might pick instead.
+"""Compare speed, accuracy and memory of this project with a bare loop and the tools that users might pick instead.
 
     python scripts/bench/benchmark.py                                               # on the built-in sample
     python scripts/bench/benchmark.py --root DIR --weights FILE --image_size 128    # on your own images
-    python scripts/bench/benchmark.py --only step loader                            # some of the measurements
+    python scripts/bench/benchmark.py --only step loader                            # only some measurements
 
-Everything that is compared runs on one machine, in turns, each in a process of its own. Peers that are not installed
-are left out (`pip install -e ".[bench]"`). Results: a table, `OUTPUT/benchmark.json` and `OUTPUT/benchmark.png`.
+Everything compared runs on one machine, in turns, each in its own process. Peers that are not installed are left out
+(`pip install -e ".[bench]"`). Results: a table, `OUTPUT/benchmark.json` and `OUTPUT/benchmark.png`.
 """
 
 import importlib.util
@@ -54,32 +54,32 @@ from project.weights import Arch, preprocessing_for
 HERE = Path(__file__).parent
 SAMPLE = HERE.parents[1] / "project/sample"
 PREPROCESSING = preprocessing_for("resnet18", "none")
-PEERS = {"fastai": "fastai", "timm": "timm", "huggingface": "transformers"}  # by the package that each needs
+PEERS = {"fastai": "fastai", "timm": "timm", "huggingface": "transformers"}  # the package that each peer needs
 VERSIONS = ("torch", "torchvision", "lightning", "pillow", "fastai", "timm", "transformers")
 
 
 def make_parser() -> Parser:
+    """The parser of this script."""
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", type=str, default=str(SAMPLE / "fashion-mnist"), help="images, as for train.py")
     parser.add_argument("--arch", type=Arch, default="resnet18")
     parser.add_argument("--weights", type=str, default=str(SAMPLE / "resnet18-tiny-imagenet.safetensors"))
-    parser.add_argument("--image_size", type=int, default=64, help="of the training runs, for all tools")
-    parser.add_argument("--epochs", type=int, default=10, help="of the training runs, for all tools")
-    parser.add_argument("--seeds", type=int, default=3, help="training runs of each tool")
-    parser.add_argument("--val_fraction", type=float, default=0.15, help="where there is no val split")
-    parser.add_argument("--test_fraction", type=float, default=0.15, help="where there is no split")
+    parser.add_argument("--image_size", type=int, default=64, help="in the training runs of all tools")
+    parser.add_argument("--epochs", type=int, default=10, help="in the training runs of all tools")
+    parser.add_argument("--seeds", type=int, default=3, help="number of training runs per tool")
+    parser.add_argument("--val_fraction", type=float, default=0.15, help="if there is no val split")
+    parser.add_argument("--test_fraction", type=float, default=0.15, help="if there are no splits")
     tools = ["ours", "plain", *PEERS]
-    parser.add_argument(
-        "--tools", nargs="*", type=str, default=tools, help=f"for the training runs: {', '.join(tools)}"
-    )
-    parser.add_argument("--num_files", type=int, default=1_000_000, help="for the memory of the workers")
+    parser.add_argument("--tools", nargs="*", type=str, default=tools, help=f"in the training runs: {', '.join(tools)}")
+    parser.add_argument("--num_files", type=int, default=1_000_000, help="for the memory measurement of the workers")
     parser.add_argument("--only", nargs="*", type=str, default=[], help=f"some of: {', '.join(MEASUREMENTS)}")
     parser.add_argument("--output", type=str, default="benchmark", help="folder for the results")
-    parser.add_argument("--measure", type=str | None, help="(one measurement, in this process)")
+    parser.add_argument("--measure", type=str | None, help="(internal: run one measurement in this process)")
     return parser
 
 
 def main() -> None:
+    """Run each measurement in its own process, and show and save the results."""
     args = make_parser().parse_args()
     job = {name: value for name, value in vars(args).items() if name not in ("config", "only", "output", "measure")}
     job["num_workers"] = default_workers()
@@ -97,11 +97,11 @@ def main() -> None:
         for option, value in job.items():
             words = value if isinstance(value, list) else [str(value)]
             command += [] if option == "num_workers" else [f"--{option}", *words]
-        with tempfile.TemporaryDirectory() as cache:  # no measurement profits from what was cached before it
+        with tempfile.TemporaryDirectory() as cache:  # no measurement benefits from an earlier cache
             environment = {**os.environ, "XDG_CACHE_HOME": cache}
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
         if done.returncode:
-            log.error(f"{name} failed with status {done.returncode}; the others go on")
+            log.error(f"{name} failed with status {done.returncode}; continuing with the others")
             continue
         results[name] = json.loads(done.stdout.strip().split("\n")[-1])
         path.write_text(json.dumps(results, indent=1) + "\n")
@@ -111,6 +111,7 @@ def main() -> None:
 
 
 def describe_machine() -> dict[str, str]:
+    """Hardware, precision, package versions and date, by name."""
     model = next((line for line in read_lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     gpus = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     packages = [
@@ -127,17 +128,18 @@ def describe_machine() -> dict[str, str]:
 
 
 def read_lines(path: str) -> list[str]:
+    """The lines of a file; none if it cannot be read."""
     try:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
 
 
-# The training step, from batches in memory
+# The training step, on batches in memory
 
 
 def measure_step(job: dict[str, Any]) -> dict[str, Any]:
-    """Images a second of the training step alone: ours, a bare loop with our settings, a plain fp32 script."""
+    """Images per second of the training step alone: ours, a bare loop with our settings, a plain fp32 script."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = {}
     for arch in ("resnet18", "resnet50"):
@@ -152,18 +154,20 @@ def measure_step(job: dict[str, Any]) -> dict[str, Any]:
             rates["bare"].append(batch_size / alone(step_of_bare_loop, arch, batches, steps, device))
             rates["plain"].append(batch_size / alone(step_of_plain_script, arch, batches, steps, device))
         results[arch] = {name: median(values) for name, values in rates.items()}
-        for other in ("bare", "plain"):  # of each round, as neighbours in time share the machine's mood
+        for other in ("bare", "plain"):  # per round, since the machine's load varies over time
             results[arch][f"ours / {other}"] = median(a / b for a, b in zip(rates["ours"], rates[other], strict=True))
     return results
 
 
 def alone(measure: Callable[..., float], *args: Any) -> float:
-    """Call a function in a process of its own."""
+    """Call a function in its own process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, *args).result()
 
 
 class StepClock(Callback):
+    """Record when each training step ends."""
+
     def __init__(self) -> None:
         self.times: list[float] = []
 
@@ -172,23 +176,25 @@ class StepClock(Callback):
 
 
 def now() -> float:
+    """The time in seconds, after waiting for the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds_a_step(times: list[float]) -> float:
-    """Without the first steps, in which memory is got and kernels are chosen."""
+    """Mean duration of a step, without the first steps, which allocate memory and choose kernels."""
     warm = times[2:]
     return (warm[-1] - warm[0]) / (len(warm) - 1)
 
 
 def new_model(arch: Arch) -> ResNetClassifier:
+    """A model with ten classes and random weights."""
     return ResNetClassifier([str(i) for i in range(10)], PREPROCESSING, arch=arch, weights="none")
 
 
 def step_of_ours(arch: Arch, batches: list[Any], steps: int) -> float:
-    """The model, Trainer, callbacks and logger of scripts/train.py."""
+    """Seconds per step with the model, Trainer, callbacks and logger of scripts/train.py."""
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of_ours(folder, clock, max_epochs=1)
@@ -197,7 +203,7 @@ def step_of_ours(arch: Arch, batches: list[Any], steps: int) -> float:
 
 
 def trainer_of_ours(folder: str, clock: Callback, max_epochs: int) -> Trainer:
-    """As in scripts/train.py, without validation."""
+    """The Trainer of scripts/train.py, without validation."""
     return make_trainer(
         "val/top1",
         [clock, Pictures()],
@@ -212,7 +218,7 @@ def trainer_of_ours(folder: str, clock: Callback, max_epochs: int) -> Trainer:
 
 
 def step_of_bare_loop(arch: Arch, batches: list[Any], steps: int, device: torch.device) -> float:
-    """Our settings without Lightning, metrics, logs and checkpoints."""
+    """Seconds per step with our settings, but without Lightning, metrics, logging and checkpoints."""
     model = new_model(arch).to(device)
     decayed = [p for p in model.net.parameters() if p.ndim > 1]
     others = [p for p in model.net.parameters() if p.ndim <= 1]
@@ -233,7 +239,7 @@ def step_of_bare_loop(arch: Arch, batches: list[Any], steps: int, device: torch.
 
 
 def step_of_plain_script(arch: Arch, batches: list[Any], steps: int, device: torch.device) -> float:
-    """What a tutorial shows: fp32, batches of floats, SGD."""
+    """Seconds per step of what a tutorial shows: fp32, batches of floats, SGD."""
     net = torchvision.models.get_model(arch, weights=None, num_classes=10).to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     floats = [(images / 255, labels) for images, labels in batches]
@@ -249,7 +255,7 @@ def step_of_plain_script(arch: Arch, batches: list[Any], steps: int, device: tor
 
 
 def measure_guarantees(job: dict[str, Any]) -> dict[str, Any]:
-    """Images a second with all that makes a run survive, beside Lightning's own checkpoints and no exact resume."""
+    """Images per second with exact resume and durable checkpoints, and with Lightning's own checkpoints instead."""
     rates: dict[str, list[float]] = {"with": [], "without": []}
     for _ in range(8):
         rates["with"].append(epochs_of_training())
@@ -271,7 +277,7 @@ def measure_guarantees(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def epochs_of_training() -> float:
-    """Images a second over two epochs on the sample, the checkpoint after each of them counted in."""
+    """Images per second over two epochs on the sample, including the checkpoint after each of them."""
 
     class EpochClock(Callback):
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -291,7 +297,7 @@ def epochs_of_training() -> float:
 
 
 def measure_loader(job: dict[str, Any]) -> dict[str, Any]:
-    """Images a second of the loader alone: 12-megapixel JPEGs, 224 pixels, beside ImageFolder + RandomResizedCrop."""
+    """Images per second of the loader alone, ours and ImageFolder + RandomResizedCrop: 12-megapixel JPEGs, 224 px."""
     sources = [path for path, _ in samples_of(job)["train"]][:: max(1, len(samples_of(job)["train"]) // 16)][:16]
     with tempfile.TemporaryDirectory() as folder:
         for i in range(192):
@@ -306,7 +312,7 @@ def measure_loader(job: dict[str, Any]) -> dict[str, Any]:
         for _ in range(3):
             data = ImageData(
                 PREPROCESSING, root=folder, image_size=224, check=False, crop_scale=0.08
-            )  # as torchvision's
+            )  # torchvision's default
             rates["ours"].append(images_a_second(data.train_dataloader()))
             transform = transforms.Compose(
                 [
@@ -325,14 +331,14 @@ def measure_loader(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_large_jpeg(source: str, path: Path) -> None:
-    """A photo enlarged to 4000 x 3000 pixels, with the noise of a sensor: it takes as many bytes as a camera's."""
+    """Enlarge a photo to 4000 x 3000 pixels and add sensor noise, so that it takes as many bytes as a camera's."""
     image = np.asarray(Image.open(source).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC), dtype=np.int16)
     noise = np.random.default_rng(0).normal(0, 6, image.shape).astype(np.int16)
     Image.fromarray((image + noise).clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
 
 def images_a_second(loader: DataLoader) -> float:
-    """In the second epoch, as in most."""
+    """Images per second in the second epoch, which is typical."""
     for _ in loader:
         pass
     start = time.perf_counter()
@@ -343,11 +349,13 @@ def images_a_second(loader: DataLoader) -> float:
 
 
 def samples_of(job: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Paths and class names by split."""
     fractions = {"val_fraction": job["val_fraction"], "test_fraction": job["test_fraction"]}
     return ImageData(PREPROCESSING, root=job["root"], **fractions).samples
 
 
 def run_tool(tool: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Train with one tool in its own process, see `peers.py`, and return its results."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "job.json")
         job = {"options": [], **job, "folder": folder}
@@ -363,7 +371,7 @@ def run_tool(tool: str, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_train(job: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy by time, start-up, speed and memory of whole training runs of all tools, over some seeds."""
+    """Accuracy over time, start-up, speed and memory of whole training runs of all tools, over several seeds."""
     samples = samples_of(job)
     job = {**job, "samples": samples, "class_names": sorted({label for _, label in samples["train"]})}
     absent = {peer for peer, package in PEERS.items() if not importlib.util.find_spec(package)}
@@ -377,7 +385,7 @@ def measure_train(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_head_start(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the head start alone and of fastai's `fine_tune(1)`: whole processes, resnet50, 224 px, no weights."""
+    """Seconds of the head start alone and of fastai's `fine_tune(1)`: whole processes, resnet50, 224 px, untrained."""
     samples = samples_of(job)
     job = {**job, "samples": samples, "class_names": sorted({label for _, label in samples["train"]})}
     job |= {"arch": "resnet50", "weights": "none", "image_size": 224, "seed": 0}
@@ -392,12 +400,12 @@ def measure_head_start(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def time_to(points: list[list[float]], top1: float) -> float | None:
-    """Seconds from the command until a validation first shows this accuracy."""
+    """Seconds from the command until a validation first reaches this accuracy; None if none does."""
     return next((seconds for seconds, value in points if value >= top1), None)
 
 
 def measure_scaled_decoder(job: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy with JPEGs decoded at the scale that is needed, and at full size: the same runs otherwise."""
+    """Test accuracy with JPEGs decoded at the necessary scale and, in otherwise identical runs, at full size."""
     samples = samples_of(job)
     job = {**job, "samples": samples, "class_names": sorted({label for _, label in samples["train"]})}
     scores: dict[str, list[float]] = {"scaled": [], "full": []}
@@ -408,12 +416,12 @@ def measure_scaled_decoder(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_curves(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds an epoch with 1, 2, 4 and 8 times the data, and with 1, 2, 4 and 8 times the side of the images."""
+    """Seconds per epoch with 1, 2, 4 and 8 times the data, and with 1, 2, 4 and 8 times the side of the images."""
     samples = samples_of(job)
     job = {**job, "class_names": sorted({label for _, label in samples["train"]}), "epochs": 2, "seed": 0}
     curves: dict[str, Any] = {"data": {}, "image_size": {}}
     num_images = len(samples["train"])
-    some = [samples["train"][i * num_images // 128] for i in range(128)]  # evenly over the classes, as below
+    some = [samples["train"][i * num_images // 128] for i in range(128)]  # spread evenly over the classes, as below
     for tool in ("ours", "plain"):
         for curve in curves.values():
             curve[tool] = {}
@@ -432,8 +440,8 @@ def measure_curves(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_start(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds from the command on the sample to its first training step, once the libraries are imported."""
-    start = time.perf_counter()  # torch, torchvision and Lightning are
+    """Seconds from the command on the sample to its first training step, without importing the libraries."""
+    start = time.perf_counter()  # torch, torchvision and Lightning are imported already
     import train
 
     class Started(Exception):
@@ -457,7 +465,7 @@ def measure_start(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_cache(job: dict[str, Any]) -> dict[str, Any]:
-    """Epochs a second with a frozen resnet50 at 224 pixels: the second run on unchanged data beside the first."""
+    """Seconds for an epoch with a frozen resnet50 at 224 pixels: the first and the second run on unchanged data."""
     import train
 
     from project.classification.head_start import HeadStart
@@ -467,7 +475,7 @@ def measure_cache(job: dict[str, Any]) -> dict[str, Any]:
 
     def timed(self: HeadStart, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         nonlocal started
-        started = started or time.perf_counter()  # features are read or computed in here
+        started = started or time.perf_counter()  # setup reads or computes the features
         setup(self, trainer, pl_module, stage)
 
     class End(Callback):
@@ -488,7 +496,7 @@ def measure_cache(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
-    """Start from a manifest of a million files, and memory that a worker has for itself after an epoch over them."""
+    """Start-up time from a manifest of a million files, and the private memory of a worker after an epoch over them."""
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, count in (("few", 1_000), ("many", job["num_files"])):
@@ -514,7 +522,7 @@ def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def files(folder: str, name: str, count: int) -> Iterator[tuple[int, str]]:
-    """Tiny images: hard links to one file for every 10,000 (file systems limit the links to a file)."""
+    """Create tiny images, as hard links to one file per 10,000 (file systems limit the links to a file)."""
     for i in range(count):
         group, path = f"{name}/{i // 10_000}", f"{name}/{i // 10_000}/{i:08d}.png"
         if i % 10_000 == 0:
@@ -527,13 +535,13 @@ def files(folder: str, name: str, count: int) -> Iterator[tuple[int, str]]:
 
 
 def private_memory(pid: int) -> float:
-    """Megabytes of a process that it shares with no other."""
+    """Memory of a process that it shares with no other, in megabytes."""
     lines = read_lines(f"/proc/{pid}/smaps_rollup")
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def measure_gpu(job: dict[str, Any]) -> dict[str, Any]:
-    """On a GPU: resnet50 at 224 pixels, images a second of the training step on synthetic and on real data."""
+    """On a GPU: images per second of training resnet50 at 224 pixels, on synthetic and on real data."""
     if not torch.cuda.is_available():
         return {"missing": "no GPU on this machine"}
     batches = [(torch.randint(256, (256, 3, 224, 224), dtype=torch.uint8), torch.randint(10, (256,))) for _ in range(2)]
@@ -562,11 +570,11 @@ MEASUREMENTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-# What is shown
+# The output
 
 
 def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What was measured, the figure, and what it should reach."""
+    """Yield what was measured, the result, and the goal."""
     for arch, target in (("resnet18", "≥ 2.0"), ("resnet50", "≥ 2.8")):
         if step := results.get("step", {}).get(arch):
             rates = ", ".join(f"{name} {step[name]:.1f}" for name in ("ours", "bare", "plain"))
@@ -575,14 +583,14 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield f"{arch}: ours / plain fp32 script", f"{step['ours / plain']:.2f}", target
     if cost := results.get("guarantees"):
         values = f"{cost['cost']:.1%} (with {cost['with']:.0f}, without {cost['without']:.0f})"
-        yield "exact resume and durable checkpoints cost, sample, images/s", values, "≤ 2 %"
+        yield "cost of exact resume and durable checkpoints, sample, images/s", values, "≤ 2 %"
     if loader := results.get("loader"):
         both = f"ours {loader['ours']:.1f}, ImageFolder {loader['ImageFolder']:.1f}"
         yield f"loader, 12-megapixel JPEGs of {loader['file_megabytes']:.1f} MB, images/s", both, ""
         yield "loader: ours / ImageFolder", f"{loader['ratio']:.1f}", "≥ 4"
     if scores := results.get("scaled_decoder"):
         values = "; ".join(f"{kind} " + ", ".join(f"{v:.3f}" for v in found) for kind, found in scores.items())
-        yield "test top-1 by decoder", values, "no loss beyond seeds"
+        yield "test top-1 by decoder", values, "no loss beyond that of seeds"
     if head := results.get("head_start"):
         values = f"{head['ratio']:.1f} ({', '.join(f'{r:.1f}' for r in head['ratios'])}; {head['ours']:.0f} s)"
         yield "fastai's fine_tune(1) / head start alone, whole processes, resnet50", values, "≥ 8"
@@ -593,8 +601,8 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         values = f"{cache['ratio']:.0f} ({cache['first']:.2f} s, {cache['second']:.3f} s)"
         yield "frozen backbone: second run / first, epochs/s", values, "≥ 20"
     if memory := results.get("memory"):
-        yield "start from a manifest of as many files", f"{memory['start_many']:.1f} s", "seconds"
-        yield "memory that a worker adds over them", f"{memory['worker_added_mb']:.0f} MB", "< 50 MB"
+        yield "start from a manifest of --num_files files", f"{memory['start_many']:.1f} s", "seconds"
+        yield "memory that these add to a worker", f"{memory['worker_added_mb']:.0f} MB", "< 50 MB"
     if gpu := results.get("gpu"):
         values = gpu.get("missing") or f"synthetic {gpu['synthetic']:.0f}, real {gpu['real']:.0f} ({gpu['ratio']:.2f})"
         yield "GPU: resnet50, 224 px, bf16, images/s", values, "≥ 2,500"
@@ -610,7 +618,7 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         peers = {tool: mean(run["test_top1"] for run in found) for tool, found in runs.items() if tool != "ours"}
         best = max(peers, key=peers.__getitem__)
         difference = mean(run["test_top1"] for run in runs["ours"]) - peers[best]
-        yield f"final top-1, ours minus that of the best peer ({best})", f"{difference:+.3f}", "≥ 0"
+        yield f"final top-1, ours minus the best peer's ({best})", f"{difference:+.3f}", "≥ 0"
         for tool in peers:
             ratios = []
             for mine, theirs in zip(runs["ours"], runs[tool], strict=True):
@@ -619,10 +627,11 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
                 ratios.append(seconds / reached if reached else 0.0)
             values = f"{median(ratios):.1f} ({', '.join(f'{ratio:.1f}' for ratio in ratios)}; 0: not reached)"
             target = "≥ 8" if tool == "fastai" else ""
-            yield f"{tool}'s time to its final val top-1 / ours to the same", values, target
+            yield f"{tool}'s time to its final val top-1 / our time to the same", values, target
 
 
 def show(results: dict[str, Any]) -> None:
+    """Print the results as a table."""
     machine = results["machine"]
     table = Table("what", "measured", "goal", title="; ".join(f"{k}: {v}" for k, v in machine.items()))
     for row in rows(results):
@@ -631,7 +640,7 @@ def show(results: dict[str, Any]) -> None:
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """Speed of the step, accuracy by time, and the cost curves, as far as they were measured."""
+    """Plot the speed of the step, accuracy over time, and the cost curves, as far as they were measured."""
     figure = Figure(figsize=(14, 9), layout="constrained")
     (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
     figure.suptitle(f"{results['machine']['cpu']}, GPU: {results['machine']['gpu']}, {results['machine']['date']}")
@@ -649,14 +658,14 @@ def draw(results: dict[str, Any]) -> Figure:
             seconds, top1 = zip(*one["points"], strict=True)
             label = None if i else tool
             top_right.plot(seconds, top1, color=f"C{number}", marker=".", alpha=0.7, label=label)
-    top_right.set_title("Validation top-1 by seconds since the command (one line a seed)")
+    top_right.set_title("Validation top-1 by seconds since the command (one line per seed)")
 
     curves = results.get("curves", {})
-    panels = {"data": (bottom_left, "training images"), "image_size": (bottom_right, "pixels a side (128 images)")}
+    panels = {"data": (bottom_left, "training images"), "image_size": (bottom_right, "pixels per side (128 images)")}
     for name, (axes, what) in panels.items():
         for tool, values in curves.get(name, {}).items():
             axes.plot([int(x) for x in values], list(values.values()), marker="o", label=tool)
-        axes.set_title(f"Seconds an epoch by {what}")
+        axes.set_title(f"Seconds per epoch by {what}")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")

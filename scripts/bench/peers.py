@@ -1,9 +1,10 @@
-"""One training run of one tool, for scripts/bench/benchmark.py: python scripts/bench/peers.py TOOL JOB.json
+"""Train once with one tool, for scripts/bench/benchmark.py: python scripts/bench/peers.py TOOL JOB.json
 
-Every tool gets the same files, split, starting weights, image size and number of epochs, and for the rest its own
-documented defaults, which its function names. What it tells, as one line of JSON: `points`, the validation accuracy
-after each epoch with the seconds since the command was given; `first_step`, likewise; `test_top1` of the model that the
-tool leaves its user with; `images_per_second`, over all epochs with validation left out; and `peak_mb` of memory.
+Every tool gets the same files, splits, initial weights, image size and number of epochs, and otherwise uses its own
+documented defaults, which its function states. The result is one line of JSON: `points`, pairs of the seconds since the
+command and the validation accuracy after each epoch; `first_step`, the seconds until the first training step;
+`test_top1` of the model that the tool returns to its user; `images_per_second`, over all epochs without validation;
+and `peak_mb` of memory.
 """
 
 import csv
@@ -31,12 +32,12 @@ from torchvision import transforms
 sys.path.append(str(Path(__file__).parents[1]))  # for scripts/train.py
 from project.weights import make_resnet
 
-STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))  # when the parent gave the command
+STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))  # when the parent process started this one
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Recorder:
-    """The clock that all runs share."""
+    """Times and accuracies of a run, recorded in the same way for all tools."""
 
     def __init__(self) -> None:
         self.points: list[tuple[float, float]] = []
@@ -46,30 +47,33 @@ class Recorder:
         self.since: float | None = None
 
     def step(self, num_images: int) -> None:
-        """After each training step."""
+        """Call this after each training step."""
         self.first_step = self.first_step or time.time() - STARTED
         self.num_images += num_images
 
     def epoch_starts(self) -> None:
+        """Call this before each training epoch."""
         self.since = time.time()
 
     def epoch_ends(self) -> None:
-        """Before the validation."""
+        """Call this after each training epoch, before the validation."""
         if self.since is not None:
             self.training += time.time() - self.since
         self.since = None
 
     def validated(self, top1: float) -> None:
+        """Call this after each validation."""
         self.points.append((time.time() - STARTED, top1))
 
     def report(self, test_top1: float) -> None:
+        """Print the result as one line of JSON."""
         usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         result = {
             "points": self.points,
             "first_step": self.first_step,
             "test_top1": test_top1,
             "images_per_second": self.num_images / self.training if self.training else None,
-            "peak_mb": usage[0] / 1024,  # of the main process; a worker's memory is for the most part the same pages
+            "peak_mb": usage[0] / 1024,  # of the main process; a worker shares most of its pages
         }
         print(json.dumps(result), flush=True)
 
@@ -78,7 +82,7 @@ recorder = Recorder()
 
 
 class Clock(Callback):
-    """The recorder's hooks in Lightning."""
+    """Call the recorder from Lightning's hooks."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         head_start = next(c for c in trainer.callbacks if type(c).__name__ == "HeadStart")  # type: ignore[attr-defined]
@@ -122,11 +126,11 @@ def ours(job: dict[str, Any]) -> None:
     recorder.report(json.loads(metrics.read_text())["top1"])
 
 
-# What the peers share
+# Shared by the peers
 
 
 class Files(Dataset[Any]):
-    """Pillow, as in torchvision's ImageFolder, without its folders."""
+    """Images read with Pillow, as in torchvision's ImageFolder, but from a list of samples."""
 
     def __init__(self, samples: list[list[str]], class_names: list[str], transform: Callable[[Any], Tensor]) -> None:
         self.samples = [(path, class_names.index(label)) for path, label in samples]
@@ -141,7 +145,7 @@ class Files(Dataset[Any]):
 
 
 def tutorial_transforms(size: int) -> dict[str, Callable[[Any], Tensor]]:
-    """Those of PyTorch's transfer learning tutorial."""
+    """The transforms of PyTorch's transfer learning tutorial, by split."""
     end = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     evaluation = transforms.Compose([transforms.Resize(size * 256 // 224), transforms.CenterCrop(size), *end])
     training = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *end])
@@ -157,6 +161,7 @@ def pretrained(job: dict[str, Any]) -> nn.Module:
 
 @torch.no_grad()
 def accuracy(net: nn.Module, loader: Any) -> float:
+    """Top-1 accuracy over a loader, from 0 to 1."""
     net.eval()
     counts = [((net(images).argmax(dim=1) == labels).sum().item(), len(labels)) for images, labels in loader]
     net.train()
@@ -222,7 +227,7 @@ def fastai(job: dict[str, Any]) -> None:
         def after_epoch(self) -> None:
             recorder.validated(float(self.learn.recorder.values[-1][-1]))
 
-    Watch.order = fv.Recorder.order + 1  # once this epoch's figures are there
+    Watch.order = fv.Recorder.order + 1  # after this epoch's metrics have been recorded
     arch = getattr(torchvision.models, job["arch"])
     learn = fv.vision_learner(dls, arch, pretrained=False, metrics=fv.accuracy, cbs=Watch())
     body = nn.Sequential(*list(pretrained(job).children())[:-2])
@@ -235,9 +240,9 @@ def fastai(job: dict[str, Any]) -> None:
 
 
 def timm(job: dict[str, Any]) -> None:
-    """The defaults of timm's train.py on its own loader and transforms: SGD with Nesterov momentum, lr 0.1 for 256
-    images a step, cosine, weight decay 2e-5, smoothing 0.1; but batches of 32 and one epoch of warm-up, for it has 128
-    and 5, of 300; the best epoch by validation is kept."""
+    """The defaults of timm's train.py with its loader and transforms: SGD with Nesterov momentum, lr 0.1 per 256 images
+    in a step, cosine schedule, weight decay 2e-5, label smoothing 0.1; but batches of 32 (its default is 128) and one
+    epoch of warm-up (its default is 5 of 300). The best epoch by validation is kept."""
     from timm.data import create_loader
     from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2
@@ -283,7 +288,7 @@ def timm(job: dict[str, Any]) -> None:
 
 
 def huggingface(job: dict[str, Any]) -> None:
-    """Hugging Face's Trainer with its defaults: AdamW, lr 5e-5 down a line, batches of 8; the tutorial's transforms."""
+    """Hugging Face's Trainer with its defaults: AdamW, lr 5e-5, linear decay, batches of 8; tutorial transforms."""
     import transformers
 
     class Wrapped(nn.Module):
@@ -351,6 +356,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     job = json.loads(Path(sys.argv[2]).read_text())
-    sys.modules["peers"] = sys.modules["__main__"]  # so that --callbacks+=peers.Clock means this module's recorder
+    sys.modules["peers"] = sys.modules["__main__"]  # so that --callbacks+=peers.Clock uses this module's recorder
     torch.manual_seed(job["seed"])
     TOOLS[sys.argv[1]](job)

@@ -8,7 +8,7 @@ from project.loading import EpochSampler
 
 
 def test_an_image_is_augmented_by_its_seed_alone(split):
-    """Whatever was drawn before, in whichever process; each epoch and each image has a seed of its own."""
+    """Whatever was drawn before, in any process; each epoch and each image has its own seed."""
     dataset = make_data(split, auto_augment="trivial", random_erasing=0.5).train_dataloader().dataset
     first = dataset[3, 77][0]
     torch.rand(5)

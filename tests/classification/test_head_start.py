@@ -36,7 +36,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def computed(monkeypatch) -> list[int]:
-    """How many images the backbone was run over, each time it was."""
+    """The number of images in each run of the backbone."""
     counts: list[int] = []
     original = head_start.compute_features
 
@@ -137,7 +137,7 @@ def test_averaged_weights_start_from_the_fitted_head(split, tmp_path):
 
 
 def test_limited_batches_are_not_followed_by_all_the_images(split, tmp_path, computed):
-    run_train(tmp_path, split, WEIGHTS, "--limit_train_batches=1")  # one batch, not all of them, as 1.0 would be
+    run_train(tmp_path, split, WEIGHTS, "--limit_train_batches=1")  # one batch; 1.0 would be all of them
     run_train(tmp_path, split, WEIGHTS, "--limit_val_batches=0.5")
     train.main([*FAST, f"--data.root={split}", WEIGHTS, "--fast_dev_run=true"])
     run_train(tmp_path, split, "--model.fine_tune=head", "--limit_train_batches=1")
@@ -145,7 +145,7 @@ def test_limited_batches_are_not_followed_by_all_the_images(split, tmp_path, com
 
 
 def test_batchnorm_has_the_statistics_of_the_new_images_before_full_fine_tuning(split, tmp_path):
-    """With the pretraining's, the first step in training mode would meet other features than the head was fitted on."""
+    """With those of the pretraining, the first training step would see other features than the head was fitted on."""
     run = run_train(tmp_path, split, WEIGHTS, "--model.lr=0", "--precision=32-true", "--data.batch_size=18")
     model, _ = reload(run / "checkpoints/best.ckpt")
     data = make_data(split, batch_size=18)
@@ -175,7 +175,7 @@ def test_cached_and_computed_features_train_the_same_head(split, tmp_path, compu
 
 
 def test_features_are_those_that_evaluation_sees(split, tmp_path, capsys):
-    """The validation figures from features are those from images."""
+    """The validation metrics from features are those from images."""
     import evaluate
 
     run = run_train(tmp_path, split, WEIGHTS, "--model.fine_tune=head", "--max_epochs=2")
@@ -191,7 +191,7 @@ def test_any_change_computes_the_features_anew(split, tmp_path, computed, change
     if change == "content":
         path = split / "train/red/red-0.png"
         before = path.stat()
-        time.sleep(0.02)  # clocks of file systems tick slowly
+        time.sleep(0.02)  # the clocks of file systems are coarse
         save_image(path, seed=99)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as if it had never been touched
     elif change == "file":
@@ -233,7 +233,7 @@ def test_augmentation_that_is_asked_for_is_not_cached_away(split, tmp_path, comp
 
 @pytest.mark.slow
 def test_processes_share_the_features_out(tmp_path):
-    """Two processes start from the head that one finds."""
+    """Two processes start from the same head as one."""
     import subprocess
     import sys
 

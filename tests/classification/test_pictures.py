@@ -1,4 +1,4 @@
-"""The pictures of a classifier in training."""
+"""The figures that are logged in training."""
 
 import numpy as np
 import pytest

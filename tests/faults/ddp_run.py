@@ -1,7 +1,7 @@
-"""scripts/train.py for the tests of several processes.
+"""scripts/train.py for tests with several processes.
 
-A rank kills itself, once, where `KILL` says `rank epoch batch`, or fails where `FAIL` does. `--strategy cpu_fsdp` is
-FSDP without a GPU: Lightning allows it on GPUs alone, torch on CPUs, too.
+A rank kills itself, once, at the `rank epoch batch` given by `KILL`, or fails at that given by `FAIL`.
+`--strategy cpu_fsdp` is FSDP without a GPU: Lightning allows FSDP only on GPUs, but torch also on CPUs.
 """
 
 import os

@@ -1,17 +1,18 @@
-"""A process in which everything is imported, and which forks a training run for each line that it is sent.
+"""A process that has everything imported, and forks a training run for each line that it receives.
 
-So a run starts in half a second, and can be killed a thousand times over. A line is a job in JSON:
+A run thus starts in half a second, and can be killed a thousand times. Each line is a job in JSON:
 
     argv      options of scripts/train.py
     folder    where its messages (`out.txt`) and its steps (`steps.txt`) go
-    real      a real ResNet-18 in place of a tiny network
+    real      use a real ResNet-18 instead of a tiny network
     window    kill the run (SIGKILL, from within) at this point …
-    count     … when it comes by for the count-th time
-    mutant    take this safeguard out, or put what is usual elsewhere in its place
+    count     … when it gets there for the count-th time
+    mutant    remove this safeguard, or replace it with what is common elsewhere
     saver     do not train: save a checkpoint at this path again and again, …
-    stock     … as Lightning does, by way of this folder
+    stock     … as Lightning does, via this folder
+    wait      wait for the run with this process id
 
-The answers: the run's process id when it is forked, and its exit status (negative: the signal) when it is asked for.
+It answers with the process id of the forked run, or after `wait` with its exit status (negative: the signal).
 """
 
 import json
@@ -52,7 +53,7 @@ from project.cli import run as run_script
 
 
 def tiny_network(arch: str, weights: Any = None) -> nn.Module:
-    """With the parts of a ResNet, of a few kilobytes."""
+    """A network of a few kilobytes with the parts of a ResNet."""
 
     def part(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
@@ -70,7 +71,7 @@ def tiny_network(arch: str, weights: Any = None) -> nn.Module:
 
 
 def before(owner: Any, name: str, action: Callable[[], None]) -> None:
-    """Call something before a method, or a function of a module."""
+    """Call `action` before a method, or before a function of a module."""
     original = getattr(owner, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -126,7 +127,7 @@ def kill_in_window(window: str, count: int) -> None:
 
 
 class StockCheckpoint(ModelCheckpoint):
-    """What a user of Lightning would write; the name of the options is ours."""
+    """What a user of Lightning would write, with our option names."""
 
     def __init__(self, every_minutes: Any, every_steps: Any, max_seconds: Any) -> None:
         super().__init__(filename="last", every_n_train_steps=every_steps, enable_version_counter=False)
@@ -147,7 +148,7 @@ def in_place(path: Any, mode: str) -> Any:
 
 
 def take_out(mutant: str) -> None:
-    """The safeguards, one by one."""
+    """Remove one of the safeguards."""
     if mutant == "stock loader":
         ImageData.train_dataloader = stock_loader  # type: ignore[method-assign]
         ImageDataset.__getitem__ = without_seed  # type: ignore[method-assign]
@@ -190,7 +191,7 @@ def take_out(mutant: str) -> None:
 
 
 def log_steps(path: Path) -> None:
-    """Epoch, batch, and what its images and labels hash to."""
+    """Log epoch, batch, and hashes of its images and labels."""
     original = ResNetClassifier.training_step
 
     def logged(self: ResNetClassifier, batch: Any, batch_idx: int) -> Any:
@@ -224,7 +225,7 @@ def run(job: dict[str, Any]) -> None:
     if not job.get("real"):
         torchvision.models.get_model = tiny_network  # type: ignore[assignment]
         SummaryWriter.add_figure = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
-        # Pictures are half of a tiny run's time.
+        # Pictures take half the time of a tiny run.
         project.metrics.confusion_figure = pictures.confusion_figure = lambda *args: Figure()
     log_steps(folder / "steps.txt")
     if job.get("mutant"):

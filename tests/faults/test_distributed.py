@@ -1,4 +1,4 @@
-"""Several processes: the same figures as one, and a run that outlives the death of one of them."""
+"""Several processes have the same metrics as one, and a run survives the death of one of them."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def uneven(tmp_path: Path) -> Path:
-    """23 images for training and 11 for each evaluation, of unequal classes."""
+    """23 images for training and 11 for each evaluation, in classes of unequal size."""
     for split, counts in {"train": (9, 8, 6), "val": (5, 3, 3), "test": (5, 4, 2)}.items():
         for name, count in zip(("blue", "green", "red"), counts, strict=True):
             fill(tmp_path / "uneven" / split, count, (name,))
@@ -60,7 +60,7 @@ def test_one_two_and_three_processes_measure_the_same(trained, uneven, tmp_path,
     for other in found[1:]:
         assert other["num_samples"] == found[0]["num_samples"] == (11 if split == "test" else 45)
         assert other["top1"] == found[0]["top1"] and other["macro_f1"] == pytest.approx(found[0]["macro_f1"], abs=1e-6)
-        assert other["per_class"] == found[0]["per_class"]  # made of the counts of the confusion matrix
+        assert other["per_class"] == found[0]["per_class"]  # computed from the counts of the confusion matrix
         assert other["loss"] == pytest.approx(found[0]["loss"], abs=1e-5)
 
 
@@ -104,13 +104,13 @@ def test_sigterm_to_several_processes_saves_and_goes_on_the_same(uneven, tmp_pat
 
 
 def test_fsdp_goes_on_the_same_and_decays_kernels_alone(uneven, tmp_path):
-    """Its shards are put together in the checkpoint, and its parameters are flat when the optimizer is made."""
+    """Its shards are merged in the checkpoint, and its parameters are flat when the optimizer is created."""
     for name, rounds in {"whole": (4,), "cut": (2, 4)}.items():
         for epochs in rounds:
             command = [sys.executable, RUN, *OPTIONS, "--strategy=cpu_fsdp", f"--max_epochs={epochs}", "--devices=2"]
             command += [f"--data.root={uneven}", f"--default_root_dir={tmp_path / name}", "--model.head_start=true"]
             command += ["--precision=32-true", "--model.schedule=constant", "--model.warmup_ratio=0"]
-            command += ["--model.optimizer=sgd", "--model.lr=0.001"]  # Adam's differ by rounding, in flat parameters
+            command += ["--model.optimizer=sgd", "--model.lr=0.001"]  # with Adam, flat parameters differ by rounding
             done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
             assert done.returncode == 0, done.stderr
     assert same(tmp_path / "whole", tmp_path / "cut")
@@ -120,7 +120,7 @@ def test_fsdp_goes_on_the_same_and_decays_kernels_alone(uneven, tmp_path):
     assert decays == {"backbone": 0.05, "backbone (no decay)": 0, "head": 0.05, "head (no decay)": 0}
 
 
-# Two nodes: two network namespaces, joined by a cable
+# Two nodes: two network namespaces, connected by a virtual cable
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def nodes() -> Iterator[tuple[str, str]]:
             try:
                 subprocess.run(command.split(), check=True, capture_output=True)
             except (OSError, subprocess.CalledProcessError) as error:
-                pytest.skip(f"network namespaces cannot be made here: {error}")
+                pytest.skip(f"network namespaces cannot be created here: {error}")
         yield names
     finally:
         for name in names:
@@ -165,7 +165,7 @@ def start_node(name: str, number: int, folder: Path, data: Path, *options: str, 
 
 
 def crash_node(name: str) -> None:
-    """Kill all its processes at once: torchrun and the rank, which is in a session of its own."""
+    """Kill all its processes at once: torchrun and the rank, which has its own session."""
     found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True)
     for pid in found.stdout.split():
         with contextlib.suppress(ProcessLookupError):
@@ -196,7 +196,7 @@ def test_two_nodes_outlive_the_loss_of_one_that_comes_back(nodes, uneven, tmp_pa
         if name == "lost":
             crash_node(nodes[1])
             assert running[1].wait() == -signal.SIGKILL
-            assert not list(folder.rglob("metrics.json"))  # in the midst of training
+            assert not list(folder.rglob("metrics.json"))  # still training
             running[1] = start_node(nodes[1], 1, folder, uneven, *options)
         assert wait_for(running) == [0, 0], Path(f"{folder}.0.log").read_text()[-3000:]
     assert same(tmp_path / "whole", tmp_path / "lost")

@@ -1,6 +1,6 @@
-"""Runs are killed, stopped and starved, their files torn, flipped and forged: nothing is lost, and nothing is run.
+"""Runs are killed, stopped and starved of resources, and checkpoints are damaged: nothing that was saved is lost.
 
-`python -m pytest -m faults` is the whole campaign (some minutes); a small part of it is in every run of the tests.
+`python -m pytest -m faults` runs the whole campaign (some minutes); a small part of it is in every run of the tests.
 """
 
 import json
@@ -31,7 +31,7 @@ from project.checkpoint import DurableCheckpointIO, load_checkpoint, open_checkp
 TESTS = Path(__file__).parent
 ROOT = TESTS.parents[1]
 WEIGHTS = ROOT / "project/sample/resnet18-tiny-imagenet.safetensors"
-FARMS = 2  # runs at a time
+FARMS = 2  # concurrent runs
 COMMON = [
     "--model.arch=resnet18",
     "--data.image_size=32",
@@ -41,7 +41,7 @@ COMMON = [
 ]
 COMMON += ["--accelerator=cpu", "--enable_progress_bar=false", "--deterministic=true", "--ckpt_path=auto"]
 COMMON += ["--log_every_n_steps=1"]
-# All that is random in training, so that it has to be restored
+# Everything that is random in training, and so has to be restored
 TINY = [*COMMON, "--model.weights=none", "--model.dropout=0.3", "--data.mixup=0.2", "--data.auto_augment=trivial"]
 TINY += ["--data.random_erasing=0.3"]
 REAL = [*COMMON, f"--model.weights={WEIGHTS}", "--data.batch_size=8", "--max_epochs=2", "--precision=bf16-mixed"]
@@ -52,7 +52,7 @@ WINDOWS += ["epoch start", "worker start", "test"]
 
 
 class Farm:
-    """The server of `fault_server.py`, from which runs are forked."""
+    """The server of `fault_server.py`, which forks runs."""
 
     def __init__(self, cache: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(cache)}
@@ -79,7 +79,7 @@ class Farm:
         messages: Path | None = None,
         **job: Any,
     ) -> int:
-        """Train, send each signal so many seconds after the last, and return the exit status."""
+        """Train, send each signal the given seconds after the previous one, and return the exit status."""
         argv = [*options, f"--default_root_dir={folder}"]
         pid = self.ask({"folder": str(messages or folder), "argv": argv, **job})
         timers: list[threading.Timer] = []
@@ -110,7 +110,7 @@ def farms(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """27 for training, in batches of 4: the last one has 3."""
+    """27 images for training; with batches of 4, the last one has 3."""
     folder = tmp_path_factory.mktemp("images")
     for split, count in {"train": 9, "val": 3, "test": 2}.items():
         fill(folder / split, count)
@@ -118,7 +118,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def at_once(farms: list[Farm], cases: list[Any], do: Any) -> list[Any]:
-    """Call `do(farm, case)` for each case, as many at a time as there are farms."""
+    """Call `do(farm, case)` for each case, with as many at a time as there are farms."""
     free = list(farms)
 
     def one(case: Any) -> Any:
@@ -132,7 +132,7 @@ def at_once(farms: list[Farm], cases: list[Any], do: Any) -> list[Any]:
         return list(pool.map(one, cases))
 
 
-# What two runs have to have in common
+# What two runs must have in common
 
 
 def newest(folder: Path) -> Path:
@@ -140,9 +140,9 @@ def newest(folder: Path) -> Path:
 
 
 def differences(first: Any, second: Any, where: str = "") -> list[str]:
-    """Where two states differ; strings, which hold paths, are not compared."""
+    """Where two states differ; strings are not compared, since they contain paths."""
     if where.endswith("current_score"):
-        return []  # that of the last validation, for messages; Lightning does not restore it
+        return []  # of the last validation, used in messages only; Lightning does not restore it
     if isinstance(first, Tensor):
         return [] if isinstance(second, Tensor) and torch.equal(first, second) else [where]
     if isinstance(first, dict):
@@ -156,7 +156,7 @@ def differences(first: Any, second: Any, where: str = "") -> list[str]:
 
 
 def compare(reference: Path, folder: Path) -> list[str]:
-    """What sets a run that was stopped and resumed apart from one that was not: weights, states, images seen."""
+    """Differences between an uninterrupted run and one that was stopped and resumed: weights, states, images seen."""
     parts = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step", "epoch", "ImageData")
     states = [load_checkpoint(newest(run)).content for run in (reference, folder)]
     found = [d for part in parts for d in differences(states[0][part], states[1][part], part)]
@@ -181,7 +181,7 @@ def compare(reference: Path, folder: Path) -> list[str]:
 
 
 def unstopped(farm: Farm, folder: Path, options: list[str], **job: Any) -> float:
-    """A run that nothing happens to; returns its seconds."""
+    """Train without interruption, and return the seconds taken."""
     start = time.monotonic()
     status = farm.run(folder, options, **job)
     assert status == 0, (folder / "out.txt").read_text()
@@ -191,10 +191,10 @@ def unstopped(farm: Farm, folder: Path, options: list[str], **job: Any) -> float
 def killed_until_done(
     farm: Farm, folder: Path, options: list[str], kills: list[dict[str, Any]], **job: Any
 ) -> tuple[int, list[str]]:
-    """Start, kill and resume a run with one and the same command, then let it end.
+    """Start, kill and resume a run with always the same command, then let it finish.
 
     Returns:
-        How many kills met it alive, and any trouble.
+        The number of kills while it was alive, and any problems.
     """
     met = 0
     for kill in kills:
@@ -211,7 +211,7 @@ def killed_until_done(
 def kill_campaign(
     farms: list[Farm], folder: Path, options: list[str], num_kills: int, seed: int, **job: Any
 ) -> tuple[Counter[str], list[str]]:
-    """Half of the kills at random moments, half in the windows; runs on this disk and in memory, by turns."""
+    """Half of the kills are at random moments, half in the windows; runs are alternately on disk and in memory."""
     seconds = unstopped(farms[0], folder / "reference", options, **job)
     met: Counter[str] = Counter()
     trouble: list[str] = []
@@ -269,7 +269,7 @@ def test_killed_runs_of_a_real_network_with_bf16_ema_and_accumulation(farms, ima
 
 
 def test_a_run_killed_in_each_window_ends_as_the_one_that_was_not(farms, images, tmp_path):
-    """The part of the campaign that is always run: one kill in each window, saves in each step."""
+    """The part of the campaign that always runs: one kill in each window, with a save in each step."""
     options = [*TINY, f"--data.root={images}", "--data.num_workers=1", "--save_every_steps=1"]
     unstopped(farms[0], tmp_path / "reference", options)
 
@@ -284,7 +284,7 @@ def test_a_run_killed_in_each_window_ends_as_the_one_that_was_not(farms, images,
     assert at_once(farms, WINDOWS, case) == [[]] * len(WINDOWS)
 
 
-# The campaign has to notice what is usual elsewhere, and each safeguard that is taken out
+# The campaign has to notice what is common elsewhere, and each safeguard that is removed
 
 
 @pytest.mark.faults
@@ -366,7 +366,7 @@ def signal_campaign(farms: list[Farm], folder: Path, options: list[str], count: 
         found += [f"then {again}: {(place / 'out.txt').read_text()[-1000:]}"] if again else []
         found = found or compare(folder / "reference", place)
         steps = len((place / "steps.txt").read_text().splitlines())
-        if kind < 2 and not found and steps != num_steps:  # a second Ctrl-C waits for nothing
+        if kind < 2 and not found and steps != num_steps:  # a second Ctrl-C waits for no step
             found.append(f"{steps - num_steps} steps were not saved")
         trouble.extend(f"signal {number} at {signals}: {text}" for text in found)
         shutil.rmtree(place)
@@ -410,7 +410,7 @@ def test_time_is_up_saves_and_still_evaluates(farms, images, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(farms, images, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints of a run, `last.ckpt` and `previous.ckpt` among them."""
+    """The checkpoints of a run, including `last.ckpt` and `previous.ckpt`."""
     folder = tmp_path_factory.mktemp("finished")
     options = [*TINY, f"--data.root={images}", "--data.num_workers=0", "--max_epochs=2"]
     unstopped(farms[0], folder, options)
@@ -418,7 +418,7 @@ def finished(farms, images, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def damages(content: bytes) -> list[bytes]:
-    """Truncated at 100 places, 200 bits flipped, 50 times up to 4 KiB zeroed, and an empty file."""
+    """Damaged versions: truncated at 100 places, empty, 200 with a flipped bit, 50 with up to 4 KiB zeroed."""
     rng = random.Random(0)
     found = [content[: rng.randrange(len(content))] for _ in range(99)] + [content[:-1], b""]
     for _ in range(200):
@@ -468,7 +468,7 @@ def test_the_campaign_notices_that_any_file_is_trusted(finished, tmp_path, monke
 
 
 def torn(farm: Farm, folder: Path, kills: int, stock: str | None = None) -> int:
-    """Kill a process that saves all the time, and count how often nothing whole is left."""
+    """Kill a process that keeps saving, and count how often no intact checkpoint is left."""
     rng = random.Random(0)
     path = folder / "lightning_logs/version_0/checkpoints/last.ckpt"
     path.parent.mkdir(parents=True)
@@ -504,7 +504,7 @@ def test_a_kill_while_saving_tears_the_stock_checkpoint_across_file_systems_and_
     assert ours == [0, 0] and stock > 0
 
 
-# What the machine does to a run
+# Failures of the machine
 
 
 def last_is_whole(folder: Path) -> bool:
@@ -521,7 +521,7 @@ def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         if subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
         ).returncode:
-            pytest.skip("needs the right to mount a file system")
+            pytest.skip("needs permission to mount a file system")
         return folder
 
     yield mount

@@ -1,4 +1,4 @@
-"""What holds for any data set, any manifest and any bytes, tried out on generated ones."""
+"""Properties of any data set, any manifest and any bytes, tested on generated ones."""
 
 import io
 import os
@@ -28,7 +28,7 @@ fractions = st.floats(0.05, 0.45)
 
 @st.composite
 def data_sets(draw: st.DrawFn) -> Samples:
-    """Classes of 4 to 40 files."""
+    """Classes with 4 to 40 files."""
     classes = draw(st.lists(names, min_size=2, max_size=5, unique=True))
     return [(f"/data/{name}/{i}.jpg", name) for name in classes for i in range(draw(st.integers(4, 40)))]
 
@@ -45,7 +45,7 @@ def test_a_drawn_split_is_a_stratified_partition(samples, val, test, seed):
     for label, total in Counter(label for _, label in samples).items():
         assert all(counts[split][label] >= 1 for split in ("train", "val", "test"))
         assert abs(counts["test"][label] - test * total) <= 1
-        assert abs(counts["val"][label] - val * total) <= 2  # of what is left, rounded again
+        assert abs(counts["val"][label] - val * total) <= 2  # a fraction of the rest, rounded again
 
 
 @some
@@ -120,7 +120,7 @@ def test_rows_with_any_fields_are_a_manifest_or_refused_by_name(tmp_path, rows, 
 
 
 def seeds() -> list[bytes]:
-    """Small images of all formats and of the modes that differ in how they are read."""
+    """Small images in all formats, and in the modes that are read differently."""
     rng = np.random.default_rng(0)
     rgb = Image.fromarray(rng.integers(0, 256, (24, 20, 3), dtype=np.uint8))
     sixteen = Image.fromarray(rng.integers(0, 65536, (24, 20), dtype=np.uint16))
@@ -150,7 +150,7 @@ def seeds() -> list[bytes]:
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """One to four of: bits flipped, bytes overwritten, a stretch cut out, doubled or zeroed, the end cut off."""
+    """One to four mutations: bits flipped, bytes overwritten, a stretch cut out, doubled or zeroed, the end cut off."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         if not data:
@@ -173,7 +173,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 def decode(path: Path) -> bool:
-    """Whether it is an image; anything but an RGB image or `BadImage` ends the test."""
+    """Whether the file is an image; anything but an RGB image or `BadImage` fails the test."""
     try:
         image = load_image(path, size=16)
     except BadImage as error:
@@ -197,14 +197,14 @@ def fuzz(folder: Path, count: int) -> str:
                 assert crop.size == (16, 16) and crop.mode == "RGB"
             except BadImage:
                 pass
-    # Not ru_maxrss, which starts at what the starting process had: pytest's own gigabytes
+    # Not ru_maxrss, which starts at the memory of the parent process: pytest's own gigabytes
     peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-    assert peak < 2000, f"{peak} MB"  # 100 megapixels are let through: 4 bytes each, a few times
+    assert peak < 2000, f"{peak} MB"  # 100 megapixels are accepted: 4 bytes each, a few times
     return f"{count:,}: {good:,} decoded, {count - good:,} refused, 0 crashes, {peak:.0f} MB at most"
 
 
 def run_fuzz(folder: Path, count: int) -> str:
-    """In a process of its own, for a decoder that crashes takes its process along."""
+    """Run `fuzz` in its own process, since a crashing decoder ends its process."""
     code = f"import test_properties as t, pathlib; print(t.fuzz(pathlib.Path({str(folder)!r}), {count}))"
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -1,6 +1,6 @@
-"""Files from elsewhere are data: whatever is hidden in them, nothing of it is executed, and the refusal is one line.
+"""Files from elsewhere are only data: nothing hidden in them is executed, and they are refused with one line.
 
-Each forgery, if it ran, would create a file, the canary.
+Each forgery, if executed, would create a file, the canary.
 """
 
 import io
@@ -69,7 +69,7 @@ def in_the_callbacks(path: Path, canary: Path, checkpoint: Path) -> None:
 
 
 def by_instantiator(path: Path, canary: Path, checkpoint: Path) -> None:
-    """What LightningCLI would call, in versions before 2.6.6."""
+    """What LightningCLI would call in versions before 2.6.6."""
     changed = {**good(checkpoint)["hyper_parameters"], "_instantiator": "os.system", "_class_path": "os.system"}
     changed["class_names"] = f"touch '{canary}'"
     torch.save(good(checkpoint, hyper_parameters=changed), path)
@@ -91,7 +91,7 @@ def torchscript(path: Path, canary: Path, checkpoint: Path) -> None:
 
 
 def swapped_pickle(path: Path, canary: Path, checkpoint: Path) -> None:
-    """A checkpoint whose data is real, with another pickle."""
+    """A checkpoint with real data but another pickle."""
     with zipfile.ZipFile(checkpoint) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             new.writestr(name, pickle.dumps(Shell(canary)) if name.endswith("data.pkl") else old.read(name))
@@ -143,7 +143,7 @@ FORGERIES: list[Forge] = [
 ]
 
 
-PLAIN_DATA = (by_instantiator, by_class_path)  # names of code in what is else a checkpoint: strings, and no more
+PLAIN_DATA = (by_instantiator, by_class_path)  # real checkpoints that name code, but only as strings
 
 
 def goes_through_or_fails(main: Callable, *argv: object, status: int = 1) -> None:
@@ -192,7 +192,7 @@ def test_evaluate_and_predict_do_not_read_a_config_beside_the_checkpoint(trained
 
 
 def test_what_runs_when_it_is_loaded_by_a_careless_reader_is_what_we_refuse(trained, tmp_path):
-    """The forgeries are real: elsewhere the canary sings."""
+    """The forgeries are real: a careless reader creates the canary."""
     canary = tmp_path / "canary"
     in_the_zip(tmp_path / "a.ckpt", canary, trained / "checkpoints/last.ckpt")
     torch.load(tmp_path / "a.ckpt", weights_only=False)

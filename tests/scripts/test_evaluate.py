@@ -49,7 +49,7 @@ def test_evaluate_refuses_other_classes_by_name(fails, away):
 
 @pytest.mark.slow
 def test_two_processes_count_every_image_once(trained, tmp_path):
-    """12 test images less one, on 2 processes: the uneven share is padded, and the padding is not counted."""
+    """11 test images on 2 processes: the smaller part is padded, and the padding is not counted."""
     data = tmp_path / "data"
     shutil.copytree(trained.parents[1] / "data", data)
     (data / "test/red/red-0.png").unlink()

@@ -1,4 +1,4 @@
-"""scripts/find.py prints options that scripts/train.py takes, and draws its picture."""
+"""scripts/find.py prints options that scripts/train.py accepts, and draws its plot."""
 
 import find
 import pytest

@@ -100,7 +100,7 @@ def test_recipes_run_and_leave_a_loadable_model(split, tmp_path, options):
     ("signum", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
 def test_ctrl_c_keeps_the_last_checkpoint_and_exits_130(split, tmp_path, signum, status):
-    """A terminal sends it to the data workers, too; torchrun and timeout do so with SIGTERM."""
+    """A terminal also sends it to the data workers; torchrun and timeout do the same with SIGTERM."""
     command = [sys.executable, ROOT / "scripts/train.py", *FAST, "--max_epochs=10000", "--data.num_workers=1"]
     command += [f"--data.root={split}", f"--default_root_dir={tmp_path}", "--data.batch_size=2"]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -192,7 +192,7 @@ def test_the_sample_is_learned(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_pretrained_weights_beat_random_ones_on_the_sample(tmp_path):
-    """By 8 points of top-1 on the average of three seeds (one seed's difference varies by some points)."""
+    """By 8 points of top-1, averaged over three seeds (the difference of one seed varies by some points)."""
 
     def mean_top1(*options: str) -> float:
         runs = [run_sample(tmp_path / f"{len(options)}-{seed}", f"--seed={seed}", *options) for seed in range(3)]
@@ -216,4 +216,6 @@ def test_two_processes_train_one_model(split, tmp_path, fine_tune):
     subprocess.run(command, check=True, capture_output=True, timeout=180)
     (run,) = (tmp_path / "lightning_logs").iterdir()
     assert json.loads((run / "metrics.json").read_text())["num_samples"] == 9
-    assert load_checkpoint(run / "checkpoints/last.ckpt").content["global_step"] == 3 * 2  # 9 images for each, by 5
+    assert (
+        load_checkpoint(run / "checkpoints/last.ckpt").content["global_step"] == 3 * 2
+    )  # 9 images each, in batches of 5

@@ -45,8 +45,8 @@ def make_resnet(arch: Arch, weights: str) -> nn.Module:
         return net
     body = {name: tensor for name, tensor in read_weights(arch, weights).items() if not name.startswith("fc.")}
     if shapes(body) != body_shapes(net):
-        fitting = [other for other in get_args(Arch) if shapes(body) == shapes_of_arch(other)]
-        hint = f"they are those of {fitting[0]}: use --model.arch {fitting[0]}" if fitting else "they are of no ResNet"
+        fitting = next((other for other in get_args(Arch) if shapes(body) == shapes_of_arch(other)), None)
+        hint = f"they are those of {fitting}: use --model.arch {fitting}" if fitting else "they are of no ResNet"
         raise UserError(f"--model.weights {weights} does not fit --model.arch {arch}; {hint}")
     net.load_state_dict(body, strict=False)
     return net

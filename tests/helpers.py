@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from project.checkpoint import load_checkpoint, load_model, open_checkpoint
 from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
-from project.runs import make_parser
+from project.options import make_parser
+from project.runs import Run, start
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "project/sample"
@@ -121,3 +122,8 @@ def reload(path: Path) -> tuple[ResNetClassifier, dict[str, Any]]:
     """The model and the configuration of a checkpoint."""
     checkpoint = load_checkpoint(path)
     return load_model(checkpoint, ResNetClassifier), checkpoint.content["config"]
+
+
+def begin(*argv: object) -> Run:
+    """What scripts/train.py knows before it reads the data."""
+    return start("", ImageData, ResNetClassifier, train.SAMPLE, [str(word) for word in argv])

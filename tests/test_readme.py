@@ -5,7 +5,7 @@ from pathlib import Path
 
 from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
-from project.runs import make_parser
+from project.options import make_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -10,15 +9,13 @@ import sys
 import pytest
 import torch
 import train
-from helpers import FAST, ROOT, SAMPLE, bad_checkpoints, last_of, parse, save_image
+from helpers import FAST, ROOT, SAMPLE, bad_checkpoints, last_of, save_image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from project import checkpoint
 from project.checkpoint import load_checkpoint
-from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
-from project.loggers import make_loggers
-from project.runs import Run, new_folder, start
+from project.runs import new_folder
 
 
 def test_what_was_logged_after_the_checkpoint_is_not_shown_twice(flat, tmp_path, train_until):
@@ -102,53 +99,6 @@ def test_the_best_checkpoint_is_ours_whatever_others_a_user_adds(flat, tmp_path,
     assert "macro_f1" in capsys.readouterr().out
 
 
-def begin(*argv: object) -> Run:
-    """What scripts/train.py knows before it reads the data."""
-    return start("", ImageData, ResNetClassifier, train.SAMPLE, [str(word) for word in argv])
-
-
-def test_without_data_the_sample_is_used_with_its_recipe_and_options_still_win():
-    config = begin("--model.weights=none", "--max_epochs=3").options
-    assert config.data.root == str(SAMPLE / "fashion-mnist") and config.model.arch == "resnet18"
-    assert config.model.weights == "none" and config.max_epochs == 3
-
-
-def test_own_data_gets_a_pretrained_resnet50():
-    config = parse("--data.root=photos")
-    assert (config.model.arch, config.model.weights, config.precision) == ("resnet50", "DEFAULT", "auto")
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_parses_builds_and_begins_with_a_comment(path, tmp_path):
-    begin(f"--config={path}", "--data.root=x")
-    assert path.read_text().startswith("# ")
-
-
-def test_options_from_yaml_and_the_command_line_the_later_wins(tmp_path):
-    (tmp_path / "c.yaml").write_text("model: {lr: 1e-4}\nmax_epochs: 7\naccelerator: cpu\n")
-    config = parse("--data.root=x", f"--config={tmp_path / 'c.yaml'}", "--max_epochs=9")
-    assert (config.model.lr, config.max_epochs, config.accelerator) == (1e-4, 9, "cpu")
-
-
-def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path):
-    (tmp_path / "c.yaml").write_text(
-        "callbacks:\n- class_path: EarlyStopping\n  init_args: {monitor: val/loss}\nlogger: {class_path: CSVLogger, "
-        "init_args: {save_dir: logs}}\n"
-    )
-    by_yaml = begin("--data.root=x", f"--config={tmp_path / 'c.yaml'}")
-    by_flag = begin(
-        "--data.root=x",
-        "--callbacks+=EarlyStopping",
-        "--callbacks.monitor=val/loss",
-        "--logger=CSVLogger",
-        "--logger.save_dir=logs",
-    )
-    for this in (by_yaml, by_flag):
-        assert this.trainer["callbacks"][0].monitor == "val/loss"
-        (logger,) = make_loggers(this.options.logger, tmp_path, None)
-        assert type(logger).__name__ == "CSVLogger" and logger.save_dir == "logs"
-
-
 def test_config_yaml_reproduces_the_run(trained, tmp_path):
     train.main([f"--config={trained / 'config.yaml'}", f"--default_root_dir={tmp_path}"])
     again = tmp_path / "lightning_logs/version_0"
@@ -192,43 +142,6 @@ def test_resuming_needs_the_same_classes_and_something_left_to_do(fails, trained
     assert "with --model.arch resnet18, not resnet34" in fails(train.main, *more, "--model.arch=resnet34")
     assert "with --model.optimizer adamw, not sgd" in fails(train.main, *more, "--model.optimizer=sgd")
     assert "name its data with --data.root" in fails(train.main, last)
-
-
-# Refused before the work
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["--model.dropout=2"], "--model.dropout 2.0: must be from 0 to 1"),
-        (["--model.lr=-1"], "--model.lr -1.0: must be at least 0"),
-        (["--data.flip=7"], "--data.flip 7.0: must be from 0 to 1"),
-        (["--data.image_size=8"], "--data.image_size 8: must be from 32 to 2048"),
-        (["--data.val_fraction=1"], "--data.val_fraction 1.0"),
-        (["--save_every_steps=0"], "--save_every_steps 0: must be at least 1"),
-        (["--seed=-1"], "--seed -1: must be from 0"),
-        (["--name=a/b"], "--name a/b: must be usable as the name of a folder"),
-        (["--model.weights=IMAGENET1K_V9"], "no torchvision weights of resnet18"),
-        (["--model.weights=nowhere.pth"], "nowhere.pth: no such file"),
-        (["--model.weights=garbage.pth"], "garbage.pth: refused"),
-        ([f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}", "--model.arch=resnet50"], "resnet18"),
-        (["--max_time=soon"], "--max_time soon: must be DD:HH:MM:SS"),
-        (["--accelerator=gpu"], "No supported gpu backend"),
-    ],
-    ids=str,
-)
-def test_options_are_refused_before_an_image_is_listed_or_a_folder_made(
-    fails, flat, tmp_path, monkeypatch, options, expected
-):
-    def listed(root):
-        raise AssertionError("the data was read")
-
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "garbage.pth").write_bytes(b"garbage")
-    monkeypatch.setattr("project.classification.data.find_samples", listed)
-    given = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path / 'runs'}", *options]
-    assert expected in fails(train.main, *given)
-    assert not (tmp_path / "runs").exists()
 
 
 # The folder
@@ -324,14 +237,6 @@ def test_a_resumed_checkpoint_is_read_once_and_its_checksum_compared_once(flat, 
 
 
 # What earlier versions wrote: commit 7baa818, before the code was reorganized
-
-
-def test_options_of_earlier_versions_are_accepted(caplog):
-    caplog.set_level(logging.WARNING)
-    options = begin("--data.root=x", "--data.pin_memory=null", "--data.persistent_workers=false").options
-    assert not {"pin_memory", "persistent_workers"} & set(vars(options.data))
-    assert "--data.persistent_workers has no effect any more" in caplog.text and "pin_memory" not in caplog.text
-    assert begin("--data.root=x", "--model.fine_tune=gradual").options.model.fine_tune == "gradual"
 
 
 def test_a_run_that_unfroze_gradually_is_not_gone_on_with_but_its_weights_are_of_use(fails, flat, tmp_path):

@@ -86,8 +86,8 @@ class Clock(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         head_start = next(c for c in trainer.callbacks if type(c).__name__ == "HeadStart")  # type: ignore[attr-defined]
-        if head_start.val_figures:
-            recorder.validated(head_start.val_figures["val/top1"].item())
+        if head_start.val_metrics:
+            recorder.validated(head_start.val_metrics["val/top1"].item())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         recorder.epoch_starts()

@@ -206,7 +206,7 @@ def log_steps(path: Path) -> None:
 def save_again_and_again(path: Path, temporary: str | None) -> None:
     io = DurableCheckpointIO() if temporary is None else TorchCheckpointIO()
     tempfile.tempdir = temporary
-    state = {"state_dict": {"w": torch.zeros(8_000_000)}}
+    state = {"state_dict": {"w": torch.zeros(8_000_000)}, "hyper_parameters": {}, "config": {"data": {}}}
     io.save_checkpoint(state, path)
     path.with_name("ready").touch()
     while True:

@@ -1,0 +1,77 @@
+"""The options of a training script: those of the data and the model from their signatures, those of the Trainer."""
+
+import inspect
+import logging
+import os
+import re
+from argparse import SUPPRESS
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch import Trainer
+
+from project import INFINITY, UserError, check_ranges
+from project.cli import Parser
+from project.loggers import make_loggers
+
+log = logging.getLogger(__name__)
+
+RANGES = {"seed": (0, 2**32 - 1), "save_every_minutes": (0, INFINITY), "save_every_steps": (1, INFINITY)}
+
+
+def make_parser(description: str, data_class: type, model_class: type) -> tuple[Parser, list[str]]:
+    """The parser of a training script, and the names of the Trainer options."""
+    parser = Parser(description=description)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options; later ones win")
+    parser.add_argument("--name", type=str | None, help="name of the run folder, instead of version_N")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, data order and augmentation")
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        help="resume from this checkpoint: a path, or `best` or `last` of the newest run (with this --name, if given); "
+        "`auto`: its `last` if there is one, otherwise start a new run",
+    )
+    parser.add_argument(
+        "--save_every_minutes", type=float | None, default=10.0, help="also save last.ckpt within epochs, this often"
+    )
+    parser.add_argument("--save_every_steps", type=int | None, help="likewise, but in optimizer steps")
+    for group, described in (("data", data_class), ("model", model_class)):
+        arguments = inspect.signature(described).parameters.values()
+        from_program = {a.name for a in arguments if a.kind is not inspect.Parameter.KEYWORD_ONLY}
+        parser.add_class_arguments(described, group, skip=from_program, instantiate=False)
+        for name in described.REMOVED:  # type: ignore[attr-defined]
+            parser.add_argument(f"--{group}.{name}", type=Any, help=SUPPRESS)
+    trainer_options = parser.add_class_arguments(Trainer, None, skip={"precision"}, instantiate=False)
+    precisions = get_type_hints(Trainer.__init__)["precision"]
+    parser.add_argument(
+        "--precision", type=Literal["auto"] | precisions, default="auto", help="`auto`, or one of Lightning's values"
+    )
+    # Our samplers divide the data among the processes, and count every image once.
+    parser.set_defaults(max_epochs=10, log_every_n_steps=10, use_distributed_sampler=False, enable_model_summary=False)
+    return parser, [*trainer_options, "precision"]
+
+
+def check_options(options: Namespace, data_class: Any, model_class: Any) -> None:
+    """Reject unusable options before any work, and drop those of older versions. Raises `UserError`."""
+    for group, described in (("data", data_class), ("model", model_class)):
+        for name in described.REMOVED:
+            if options[group].pop(name) is not None:
+                log.warning(f"--{group}.{name} has no effect any more")
+        described.check_options(**options[group])
+    check_ranges("", RANGES, vars(options))
+    if options.name is not None and not re.fullmatch(r"\w[^/\\]*", options.name):
+        raise UserError(f"--name {options.name}: must be usable as the name of a folder")
+    with TemporaryDirectory() as folder:  # to fail now if they cannot be created
+        make_loggers(options.logger, Path(folder, "lightning_logs/version_0"), None)
+
+
+def json_config(parser: Parser, options: Namespace) -> dict[str, Any]:
+    """The resolved options as JSON types, with paths that are valid from any working directory."""
+    config = yaml.safe_load(parser.dump(options, skip_validation=True))
+    for group, name in (("data", "root"), ("model", "weights")):
+        if os.path.exists(config[group][name]):
+            config[group][name] = os.path.abspath(config[group][name])
+    return {name: value for name, value in config.items() if name not in ("config", "ckpt_path")}

@@ -1,0 +1,93 @@
+"""The options of scripts/train.py: where they come from, and which are refused before the work."""
+
+import logging
+
+import pytest
+import train
+from helpers import FAST, ROOT, SAMPLE, begin, parse
+
+from project.loggers import make_loggers
+
+
+def test_without_data_the_sample_is_used_with_its_recipe_and_options_still_win():
+    config = begin("--model.weights=none", "--max_epochs=3").options
+    assert config.data.root == str(SAMPLE / "fashion-mnist") and config.model.arch == "resnet18"
+    assert config.model.weights == "none" and config.max_epochs == 3
+
+
+def test_own_data_gets_a_pretrained_resnet50():
+    config = parse("--data.root=photos")
+    assert (config.model.arch, config.model.weights, config.precision) == ("resnet50", "DEFAULT", "auto")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_parses_builds_and_begins_with_a_comment(path, tmp_path):
+    begin(f"--config={path}", "--data.root=x")
+    assert path.read_text().startswith("# ")
+
+
+def test_options_from_yaml_and_the_command_line_the_later_wins(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: {lr: 1e-4}\nmax_epochs: 7\naccelerator: cpu\n")
+    config = parse("--data.root=x", f"--config={tmp_path / 'c.yaml'}", "--max_epochs=9")
+    assert (config.model.lr, config.max_epochs, config.accelerator) == (1e-4, 9, "cpu")
+
+
+def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "callbacks:\n- class_path: EarlyStopping\n  init_args: {monitor: val/loss}\nlogger: {class_path: CSVLogger, "
+        "init_args: {save_dir: logs}}\n"
+    )
+    by_yaml = begin("--data.root=x", f"--config={tmp_path / 'c.yaml'}")
+    by_flag = begin(
+        "--data.root=x",
+        "--callbacks+=EarlyStopping",
+        "--callbacks.monitor=val/loss",
+        "--logger=CSVLogger",
+        "--logger.save_dir=logs",
+    )
+    for this in (by_yaml, by_flag):
+        assert this.trainer["callbacks"][0].monitor == "val/loss"
+        (logger,) = make_loggers(this.options.logger, tmp_path, None)
+        assert type(logger).__name__ == "CSVLogger" and logger.save_dir == "logs"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--model.dropout=2"], "--model.dropout 2.0: must be from 0 to 1"),
+        (["--model.lr=-1"], "--model.lr -1.0: must be at least 0"),
+        (["--data.flip=7"], "--data.flip 7.0: must be from 0 to 1"),
+        (["--data.image_size=8"], "--data.image_size 8: must be from 32 to 2048"),
+        (["--data.val_fraction=1"], "--data.val_fraction 1.0"),
+        (["--save_every_steps=0"], "--save_every_steps 0: must be at least 1"),
+        (["--seed=-1"], "--seed -1: must be from 0"),
+        (["--name=a/b"], "--name a/b: must be usable as the name of a folder"),
+        (["--model.weights=IMAGENET1K_V9"], "no torchvision weights of resnet18"),
+        (["--model.weights=nowhere.pth"], "nowhere.pth: no such file"),
+        (["--model.weights=garbage.pth"], "garbage.pth: refused"),
+        ([f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}", "--model.arch=resnet50"], "resnet18"),
+        (["--max_time=soon"], "--max_time soon: must be DD:HH:MM:SS"),
+        (["--accelerator=gpu"], "No supported gpu backend"),
+    ],
+    ids=str,
+)
+def test_options_are_refused_before_an_image_is_listed_or_a_folder_made(
+    fails, flat, tmp_path, monkeypatch, options, expected
+):
+    def listed(root):
+        raise AssertionError("the data was read")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "garbage.pth").write_bytes(b"garbage")
+    monkeypatch.setattr("project.classification.data.find_samples", listed)
+    given = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path / 'runs'}", *options]
+    assert expected in fails(train.main, *given)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_options_of_earlier_versions_are_accepted(caplog):
+    caplog.set_level(logging.WARNING)
+    options = begin("--data.root=x", "--data.pin_memory=null", "--data.persistent_workers=false").options
+    assert not {"pin_memory", "persistent_workers"} & set(vars(options.data))
+    assert "--data.persistent_workers has no effect any more" in caplog.text and "pin_memory" not in caplog.text
+    assert begin("--data.root=x", "--model.fine_tune=gradual").options.model.fine_tune == "gradual"

@@ -74,17 +74,19 @@ class EpochLines(Callback):
     def __init__(self, monitor: str) -> None:
         self.monitor = monitor
         self.best = -math.inf
-        self.started: list[float] = []  # when training and each epoch of this process started
+        self.started = self.epoch_started = 0.0  # training and the epoch, in this process
+        self.first_epoch = 0
         self.validated = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         checkpoints = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None) == self.monitor]
         score = getattr(checkpoints[0], "best_model_score", None) if checkpoints else None
         self.best = -math.inf if score is None else float(score)  # of the head start, or before a resume
-        self.started = []
+        self.started = self.epoch_started = time.monotonic()  # a run resumed within an epoch does not start that again
+        self.first_epoch = trainer.current_epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.started.append(time.monotonic())
+        self.epoch_started = time.monotonic()
         self.validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,9 +101,9 @@ class EpochLines(Callback):
             self.best = metrics[self.monitor]
             parts[-1] += " (new best)"
         now, done, planned = time.monotonic(), trainer.current_epoch + 1, trainer.max_epochs or -1
-        parts.append(f"{now - self.started[-1]:.1f} s")
+        parts.append(f"{now - self.epoch_started:.1f} s")
         if planned > done:
-            left = (now - self.started[0]) / len(self.started) * (planned - done)
+            left = (now - self.started) / (done - self.first_epoch) * (planned - done)
             parts.append(f"{timedelta(seconds=round(left))} left")
         log.info(f"Epoch {done}{f' of {planned}' if planned > 0 else ''}: {', '.join(parts)}")
 

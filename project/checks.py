@@ -29,7 +29,7 @@ def drop_bad_images(
     policy: str,
     check: bool | None,
     read: Callable[[str], Tensor],
-    image_bytes: int,
+    image_bytes: int | None,
 ) -> tuple[dict[str, Samples], dict[str, Tensor]]:
     """Decode all files that have not been decoded before, and leave out the broken ones.
 
@@ -38,7 +38,7 @@ def drop_bad_images(
         policy: `error` stops with a list of the broken files, `skip` leaves them out with a warning.
         check: Whether to check at all; None checks only if there are at most `MAX_UNASKED_CHECKS` new files.
         read: Returns the decoded image, given its path.
-        image_bytes: Size in bytes of what `read` returns.
+        image_bytes: Size in bytes of what `read` returns; None to keep no image.
 
     Returns:
         The remaining samples, and by path the images that `read` returned, which need not be decoded again; no images
@@ -57,7 +57,7 @@ def drop_bad_images(
         return samples, {}
     unseen = [path for path, is_new in zip(paths, new, strict=True) if is_new]
     decoded: dict[str, Tensor] = {}
-    if len(unseen) * image_bytes <= MAX_KEPT_BYTES:
+    if image_bytes is not None and len(unseen) * image_bytes <= MAX_KEPT_BYTES:
         decoded, bad = decode(unseen, read)
     else:  # the smallest scale reads all bytes, but decodes few pixels
         _, bad = decode(unseen, lambda path: load_image(path, size=1))

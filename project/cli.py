@@ -102,7 +102,7 @@ class StderrHandler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""
-        self.setStream(sys.stderr)
+        self.stream = sys.stderr
         super().emit(record)
 
 

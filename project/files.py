@@ -35,7 +35,8 @@ def whole(path: str | Path, durable: bool = False, previous: Path | None = None)
         OSError: The folder or the file cannot be written.
     """
     path = Path(path)
-    draft = path.with_name(path.name + ".part")
+    # A durable file has one writer, whose draft replaces the one that a kill has left; others may have several.
+    draft = path.with_name(f"{path.name}.part" if durable else f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(draft, "w+b") as file:
@@ -114,12 +115,12 @@ def lock(folder: Path) -> IO[bytes] | None:
     """
     if fcntl is None:
         return None
-    file = open(folder / ".lock", "wb")  # noqa: SIM115
+    file = None
     try:
+        file = open(folder / ".lock", "wb")  # noqa: SIM115
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by data workers, which may outlive a kill
     except OSError as error:
-        file.close()
-        if error.errno in (errno.EACCES, errno.EAGAIN):
+        if file is not None and error.errno in (errno.EACCES, errno.EAGAIN):
             raise UserError(
                 f"another process is writing to {folder}: wait for it to end, or start a new run"
             ) from error

@@ -59,6 +59,9 @@ def load_image(path: str | Path, size: int | None = None) -> Image.Image:
     """
     with _opened(path) as image:
         if size is not None:
+            long, short = max(image.size), min(image.size)
+            if size * size * long > MAX_PIXELS * short:  # what scaling the short side to `size` would make
+                raise ValueError(f"{image.width} x {image.height} pixels is too thin to be scaled to {size} pixels")
             image.draft(None, (size, size))
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))

@@ -7,6 +7,8 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 # Loggers that advise on matters settled here
 QUIET_LOGGERS = (
@@ -21,6 +23,7 @@ QUIET_WARNINGS = (
     "The number of training batches",
     "Checkpoint directory .* exists",
     "The dirpath has changed",
+    "Experiment logs directory .* exists and is not empty",  # it is the run folder, and what was logged stays
     "Found .* in eval mode at the start of training",  # a frozen backbone should be
     "your dataloader is not resumable",  # our sampler makes it resumable
     "It is recommended to use .*sync_dist=True",  # our metrics are already reduced over all processes
@@ -61,6 +64,16 @@ def epoch_is_over(trainer: Trainer) -> bool:
 def batches_between_validations(trainer: Trainer) -> int | float | None:
     """Training batches between validations, with `--val_check_interval` resolved; infinity for never."""
     return trainer.val_check_batch
+
+
+def save_with_metrics(trainer: Trainer, callback: ModelCheckpoint, metrics: dict[str, Tensor]) -> None:
+    """Let a checkpoint callback save now, as after a validation with these metrics, which are scalars.
+
+    If it monitors a metric that is not among them, it does not save.
+    """
+    candidates = {**callback._monitor_candidates(trainer), **metrics}
+    if callback.monitor is None or callback.monitor in candidates:
+        callback._save_topk_checkpoint(trainer, candidates)
 
 
 def forget_children(trainer: Trainer) -> None:

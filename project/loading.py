@@ -14,7 +14,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from project import UserError
 from project.lightning_internals import batches_done, epoch_is_over
 
 
@@ -63,18 +62,9 @@ class ResumableData(LightningDataModule):
             dataset: Its items are requested as `EpochSampler` yields them.
             weights: See `EpochSampler`.
             options: See `_loader`.
-
-        Raises:
-            UserError: The run was stopped within an epoch that had another global batch size.
         """
         sampler = EpochSampler(len(dataset), shuffle=True, weights=weights, **self.rank_and_seed._asdict())  # type: ignore[arg-type]
-        batches = self.resumed["batches_done"]
-        if batches and self.resumed["images_a_step"] != self.global_batch_size:
-            raise UserError(
-                f"the checkpoint is from the middle of an epoch with {self.resumed['images_a_step']} images a step (on "
-                f"all devices together); resume it with as many, not {self.global_batch_size}: --data.batch_size"
-            )
-        sampler.resume(self.resumed["epoch"], batches * self.batch_size)
+        sampler.resume(self.resumed["epoch"], self.resumed["batches_done"] * self.batch_size)
         # Drop a last batch of one sample: BatchNorm cannot train on it.
         drop_last = self.batch_size > 1 and len(sampler) % self.batch_size == 1
         return self._loader(dataset, sampler, drop_last=drop_last, **options)

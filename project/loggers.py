@@ -1,7 +1,12 @@
 """Create loggers that write to the run folder, and log figures and results in the form that each logger supports."""
 
+import csv
+import inspect
 import re
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -26,38 +31,78 @@ def with_save_dir(argv: list[str]) -> list[str]:
     return [*argv, f"--logger.save_dir={IN_RUN_FOLDER}"] if needs_it and "--logger.save_dir" not in line else argv
 
 
-def make_loggers(given: Any, folder: Path, purge_step: int | None) -> list[Logger]:
+def check_loggers(given: Any) -> None:
+    """Refuse loggers that cannot be created. Raises `UserError`."""
+    for spec in specs_of(given):
+        name = spec.class_path.rpartition(".")[2]
+        if name not in EXTRAS:
+            with TemporaryDirectory() as folder:
+                make_logger(spec, Path(folder, "lightning_logs/version_0"))
+        elif find_spec(EXTRAS[name]) is None:  # to create them takes seconds, and leaves files
+            raise UserError(f"--logger {name}: needs a package: pip install -e '.[{EXTRAS[name]}]'")
+
+
+def make_loggers(given: Any, folder: Path, resumed_step: int | None = None) -> list[Logger]:
     """Create the loggers that `--logger` names; by default TensorBoard's.
 
     Args:
         given: The option: None or True for the default, False for none, a class with its arguments, or a list of these.
         folder: The run folder. Loggers write there, and name the run after it, unless configured otherwise.
-        purge_step: TensorBoard discards what was logged from this step on; None to discard nothing.
+        resumed_step: Of a run that is resumed, the step of its checkpoint: what was logged after it will be logged
+            again, and what was logged before it is kept.
 
     Raises:
         UserError: A logger cannot be created, for example because its package is not installed.
     """
-    if given is False:
-        return []
     if given in (None, True):
-        return [TensorBoardLogger(**place("TensorBoardLogger", folder), default_hp_metric=False, purge_step=purge_step)]
+        ours = place("TensorBoardLogger", folder)
+        return [TensorBoardLogger(**ours, default_hp_metric=False, purge_step=resumed_step)]
+    return [make_logger(spec, folder, resumed_step) for spec in specs_of(given)]
+
+
+def specs_of(given: Any) -> list[Namespace]:
+    """The classes with their arguments that `--logger` names; none for the default, or for none."""
+    return [] if given in (None, True, False) else given if isinstance(given, list) else [given]
+
+
+def make_logger(spec: Namespace, folder: Path, resumed_step: int | None = None) -> Logger:
+    """Create one logger; arguments as for `make_loggers`. Raises `UserError`."""
+    module, _, name = spec.class_path.rpartition(".")
+    arguments = Namespace({**spec.get("init_args", {})})
+    defaults = inspect.signature(getattr(import_module(module), name)).parameters
+    ours = place(name, folder)
+    given = {k for k, v in arguments.items() if k in defaults and v not in (IN_RUN_FOLDER, defaults[k].default)}
+    if not given & {"save_dir", "tracking_uri"}:  # the user has chosen no place
+        arguments.update(Namespace({k: v for k, v in ours.items() if k not in given}))
+    if name == "WandbLogger" and resumed_step is not None and (run_id := wandb_run(folder)):
+        arguments.update(Namespace(id=run_id, resume="allow"))
     parser = ArgumentParser()
     parser.add_argument("--logger", type=Logger)
-    made = []
-    for spec in given if isinstance(given, list) else [given]:
-        name = spec.class_path.rpartition(".")[2]
-        arguments = Namespace({**spec.get("init_args", {})})
-        if arguments.get("save_dir") in (None, ".", "./mlruns", IN_RUN_FOLDER):  # the user has chosen no place
-            for argument, value in place(name, folder).items():
-                if arguments.get(argument) in (None, ".", IN_RUN_FOLDER, "lightning_logs"):
-                    arguments[argument] = value
-        try:
-            parsed = parser.parse_object({"logger": {"class_path": spec.class_path, "init_args": arguments.as_dict()}})
-            made.append(parser.instantiate(parsed).logger)
-        except (ImportError, ValueError, TypeError, MisconfigurationException, SystemExit) as error:
-            extra = f" (pip install -e '.[{EXTRAS[name]}]')" if name in EXTRAS else ""
-            raise UserError(f"--logger {name}: {' '.join(str(error).split())}{extra}") from error
-    return made
+    table = Path(folder, "metrics.csv")
+    rows = rows_before(table, resumed_step) if name == "CSVLogger" and ours["save_dir"] == arguments.save_dir else []
+    try:
+        parsed = parser.parse_object({"logger": {"class_path": spec.class_path, "init_args": arguments.as_dict()}})
+        logger = parser.instantiate(parsed).logger
+    except (ImportError, ValueError, TypeError, MisconfigurationException, SystemExit) as error:
+        raise UserError(f"--logger {name}: {' '.join(str(error).split())}") from error
+    if rows:  # it begins with removing the table
+        logger.experiment.metrics.extend(rows)
+    return logger
+
+
+def rows_before(table: Path, step: int | None) -> list[dict[str, Any]]:
+    """The rows of a table of metrics whose step is before this one; none if there is no table, or no step."""
+    if step is None or not table.exists():
+        return []
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return [row for row in rows if int(row.get("step", 0)) < step]
+
+
+def wandb_run(folder: Path) -> str | None:
+    """The id of the run that Weights & Biases keeps in a run folder, if there is one."""
+    found = sorted(folder.glob("wandb/*run-*-*"))
+    return found[-1].name.rpartition("-")[2] if found else None
 
 
 def place(logger: str, folder: Path) -> dict[str, Any]:

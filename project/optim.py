@@ -9,6 +9,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
+GROUP_NAMES = ("backbone", "backbone (no decay)", "head", "head (no decay)")
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["cosine", "constant"]
 

@@ -5,8 +5,6 @@ import logging
 import os
 import re
 from argparse import SUPPRESS
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_type_hints
 
 import yaml
@@ -15,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from project import INFINITY, UserError, check_ranges
 from project.cli import Parser
-from project.loggers import make_loggers
+from project.loggers import check_loggers
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +47,7 @@ def make_parser(description: str, data_class: type, model_class: type) -> tuple[
     parser.add_argument(
         "--precision", type=Literal["auto"] | precisions, default="auto", help="`auto`, or one of Lightning's values"
     )
+    parser.add_argument("--find", type=Any, help=SUPPRESS)  # of older versions
     # Our samplers divide the data among the processes, and count every image once.
     parser.set_defaults(max_epochs=10, log_every_n_steps=10, use_distributed_sampler=False, enable_model_summary=False)
     return parser, [*trainer_options, "precision"]
@@ -60,12 +59,30 @@ def check_options(options: Namespace, data_class: Any, model_class: Any) -> None
         for name in described.REMOVED:
             if options[group].pop(name) is not None:
                 log.warning(f"--{group}.{name} has no effect any more")
+        for name, value in current_values(described, vars(options[group])).items():
+            if options[group][name] != value:
+                log.warning(f"--{group}.{name} {options[group][name]} is gone, it is now {value}")
+                options[group][name] = value
         described.check_options(**options[group])
+    if options.find is not None:
+        raise UserError("--find: values are now found by python scripts/find.py, with the same options")
     check_ranges("", RANGES, vars(options))
-    if options.name is not None and not re.fullmatch(r"\w[^/\\]*", options.name):
-        raise UserError(f"--name {options.name}: must be usable as the name of a folder")
-    with TemporaryDirectory() as folder:  # to fail now if they cannot be created
-        make_loggers(options.logger, Path(folder, "lightning_logs/version_0"), None)
+    if options.name is not None and (
+        not re.fullmatch(r"\w[^/\\]{0,99}", options.name) or re.search(r"_\d+$", options.name)
+    ):
+        raise UserError(
+            f"--name {options.name}: must be usable as the name of a folder; an ending like _1 numbers the runs "
+            "of one name"
+        )
+    check_loggers(options.logger)
+
+
+def current_values(described: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options in which the values of older versions are replaced as `described.RENAMED` says, {option: {old: new}}."""
+    return {
+        name: described.RENAMED[name].get(value, value) if name in described.RENAMED else value
+        for name, value in options.items()
+    }
 
 
 def json_config(parser: Parser, options: Namespace) -> dict[str, Any]:
@@ -74,4 +91,4 @@ def json_config(parser: Parser, options: Namespace) -> dict[str, Any]:
     for group, name in (("data", "root"), ("model", "weights")):
         if os.path.exists(config[group][name]):
             config[group][name] = os.path.abspath(config[group][name])
-    return {name: value for name, value in config.items() if name not in ("config", "ckpt_path")}
+    return {name: value for name, value in config.items() if name not in ("config", "ckpt_path", "find")}

@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from project import UserError
+from project import UserError, quoted
 from project.callbacks import RunFolder
 from project.checkpoint import (
     Checkpoint,
@@ -28,7 +28,8 @@ from project.checkpoint import (
 from project.files import check_writable, lock
 from project.loading import ResumableData
 from project.loggers import make_loggers, with_save_dir
-from project.options import check_options, json_config, make_parser
+from project.optim import GROUP_NAMES
+from project.options import check_options, current_values, json_config, make_parser
 from project.safety import Stopped, user_errors
 from project.trainer import choose_precision
 
@@ -60,29 +61,47 @@ class Run:
         """The folder that contains `lightning_logs`."""
         return Path(self.options.default_root_dir or ".").absolute()  # checkpoints store the path of the best one
 
-    def begin(self, trainer: Trainer) -> None:
-        """Create or reuse the run folder, and let the loggers and checkpoints write there.
+    def check_folder(self, trainer: Trainer) -> None:
+        """Find out, before the data is read, whether the run can be stored.
 
         Raises:
             UserError: The folder cannot be written, or another process is writing to it.
         """
+        if trainer.fast_dev_run or not is_first(trainer):  # type: ignore[attr-defined]
+            return
+        own = self.resumed and run_of(self.resumed.path)
+        check_writable(own or self.root / "lightning_logs", "--default_root_dir")
+        if own:
+            self.locked = lock(own)
+
+    def begin(self, trainer: Trainer) -> None:
+        """Create or reuse the run folder, and let the loggers and checkpoints write there.
+
+        Raises:
+            UserError: The folder cannot be created, or a logger cannot.
+        """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        purge_step = None
-        is_first = trainer.node_rank == trainer.local_rank == 0  # known before the processes are connected
-        own = self.resumed and run_of(self.resumed.path)
-        if own and self.resumed:
-            self.folder, purge_step = own, self.resumed.content["global_step"]  # later steps will be logged again
-        else:  # for the other processes, a folder that they do not write to
-            self.folder = new_folder(self.root, self.options.name) if is_first else self.root / "lightning_logs/other"
-        if is_first:
-            check_writable(self.folder, "--default_root_dir")
+        resumed_step = None
+        if own := self.resumed and run_of(self.resumed.path):
+            self.folder, resumed_step = own, self.resumed.content["global_step"]  # type: ignore[union-attr]
+        elif is_first(trainer):
+            self.folder = new_folder(self.root, self.options.name)
             self.locked = lock(self.folder)
-        trainer.loggers = make_loggers(self.options.logger, self.folder, purge_step)
+        else:  # a folder that the other processes do not write to
+            self.folder = self.root / "lightning_logs/other"
+        if self.options.logger not in (False, []):  # the other processes only need to have one
+            given = self.options.logger if is_first(trainer) else None
+            trainer.loggers = make_loggers(given, self.folder, resumed_step)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.folder / "checkpoints")
         trainer.callbacks.insert(0, RunFolder(self.folder, self.config))  # type: ignore[attr-defined]
+
+
+def is_first(trainer: Trainer) -> bool:
+    """Whether this is the process that will have global rank 0; known before the processes are connected."""
+    return trainer.node_rank == trainer.local_rank == 0
 
 
 def start(
@@ -124,7 +143,7 @@ def start(
     seed_everything(options.seed, workers=True, verbose=False)
     objects = parser.instantiate(Namespace({**options, "logger": None}))  # callbacks, plugins, … given by class
     given = {name: objects[name] for name in trainer_options}
-    given["logger"] = False if options.logger is False else None  # `Run.begin` creates them
+    given["logger"] = False if options.logger in (False, []) else None  # `Run.begin` creates them
     given |= {"resumed": resumed, **{name: options[name] for name in ("save_every_minutes", "save_every_steps")}}
     return Run(options, json_config(parser, options), given, resumed)
 
@@ -152,8 +171,11 @@ def run_of(checkpoint: str) -> Path | None:
 
 def relocate(checkpoint: Checkpoint, folder: Path) -> None:
     """Make a checkpoint refer to the others of its run in `folder`, since the run folder may have been moved."""
-    for state in checkpoint.content.get("callbacks", {}).values():
-        if isinstance(state, dict) and isinstance(old := state.get("dirpath"), str):
+    states = checkpoint.content.get("callbacks")
+    states = {k: v for k, v in states.items() if isinstance(v, dict)} if isinstance(states, dict) else {}
+    before = [state.get("dirpath") for name, state in states.items() if name.startswith("LastCheckpoint")]
+    for state in states.values():  # not those that users keep elsewhere
+        if isinstance(old := state.get("dirpath"), str) and old in before and "best_k_models" in state:
 
             def moved(path: str, old: str = old) -> str:
                 return str(folder / os.path.relpath(path, old)) if path.startswith(old) else path
@@ -168,15 +190,17 @@ def check_resumable(checkpoint: Checkpoint, options: Namespace, model_class: typ
     path, trained = checkpoint.path, checkpoint.content["hyper_parameters"]
     if options.max_steps not in (None, -1):
         raise UserError("--max_steps: a run that is resumed counts epochs; use --max_epochs")
-    if trained.get("fine_tune") == "gradual":
-        raise UserError(
-            f"{path} was trained with --model.fine_tune gradual, which this version cannot resume; "
-            f"start a new run from its weights with --model.weights {path}"
-        )
     try:
         model_class.check_options(**trained)  # type: ignore[attr-defined]
     except (UserError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise does_not_fit(checkpoint, error) from error
+    trained = current_values(model_class, trained)
+    groups = [group for state in checkpoint.content.get("optimizer_states", []) for group in state["param_groups"]]
+    if others := {str(group.get("name")) for group in groups} - set(GROUP_NAMES):
+        raise UserError(
+            f"{path} was trained by an older version in a way that is gone (gradual unfreezing; its parameters are in "
+            f"the groups {quoted(others)}): start a new run from its weights with --model.weights {path}"
+        )
     for name in model_class.FIXED:  # type: ignore[attr-defined]
         if name in trained and trained[name] != options.model[name]:
             raise UserError(f"{path} was trained with --model.{name} {trained[name]}, not {options.model[name]}")
@@ -208,6 +232,21 @@ def has_finished(checkpoint: Checkpoint, data: ResumableData, options: Namespace
     raise UserError(f"{path} has finished {done} of {trainer.max_epochs} epochs: increase --max_epochs to train longer")
 
 
+def check_batch_size(checkpoint: Checkpoint, data: ResumableData, trainer: Trainer) -> None:
+    """Refuse to resume within an epoch with another batch size, which would repeat and skip samples.
+
+    Raises:
+        UserError: The global batch sizes differ.
+    """
+    progress = checkpoint.content[type(data).__qualname__]
+    before, now = progress["images_a_step"], data.batch_size * trainer.num_devices * trainer.num_nodes
+    if progress["batches_done"] and before != now:
+        raise UserError(
+            f"the checkpoint is from the middle of an epoch with {before} images a step (on all devices together), "
+            f"which goes on with as many, not {now}: --data.batch_size"
+        )
+
+
 def new_folder(root: Path, name: str | None) -> Path:
     """Create the folder of a new run; runs that start at the same time each get their own.
 
@@ -225,6 +264,8 @@ def new_folder(root: Path, name: str | None) -> Path:
             return folder
         except FileExistsError:
             continue
+        except OSError as error:
+            raise UserError(f"cannot create {folder} ({error.strerror}); choose another --name") from error
     raise AssertionError
 
 
@@ -244,10 +285,12 @@ def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run)
         if has_finished(run.resumed, data, run.options, trainer):
             log.info(f"{run.resumed.path} has finished its epochs")
             return False
+        check_batch_size(run.resumed, data, trainer)
         load_state(model, run.resumed)  # earlier than Lightning, as callbacks may need the backbone
     path = run.resumed and run.resumed.path
     log.info(f"Resuming {path}" if path else model.describe())  # type: ignore[operator]
     run.begin(trainer)
+    run.resumed = run.trainer["resumed"] = None  # Lightning gets it, and nobody needs its tensors after that
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
         try:
             trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)

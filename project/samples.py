@@ -128,7 +128,7 @@ def read_manifest(path: str) -> dict[str, Samples]:
 def complete_splits(
     samples: dict[str, Samples], val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Samples]:
-    """Draw missing splits, class by class, and drop empty ones.
+    """Draw missing splits, class by class, and drop empty ones; `say_what_is_drawn` tells the user.
 
     Args:
         samples: Samples by split, as returned by `find_samples`.
@@ -143,16 +143,22 @@ def complete_splits(
         rest, test = stratified_split(samples["all"], test_fraction, seed)
         train, val = stratified_split(rest, val_fraction / (1 - test_fraction), seed)
         samples = {"train": train, "val": val, "test": test}
-        log.info(f"No splits given: drew {val_fraction:.0%} for val and {test_fraction:.0%} for test")
     elif "train" in samples and not samples.get("val"):
         train, val = stratified_split(samples["train"], val_fraction, seed)
         samples = {**samples, "train": train, "val": val}
-        log.info(f"No val split given: drew {val_fraction:.0%} of train for val")
     if "train" in samples and not samples["val"]:
         raise UserError(
             f"too few images to draw a validation split from: {len(samples['train'])}, no two of the same class"
         )
     return {split: samples[split] for split in ("train", "val", "test") if samples.get(split)}
+
+
+def say_what_is_drawn(samples: dict[str, Samples], val_fraction: float, test_fraction: float) -> None:
+    """Log which splits `complete_splits` draws; arguments as there."""
+    if "all" in samples:
+        log.info(f"No splits given: drew {val_fraction:.0%} for val and {test_fraction:.0%} for test")
+    elif "train" in samples and not samples.get("val"):
+        log.info(f"No val split given: drew {val_fraction:.0%} of train for val")
 
 
 def stratified_split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:

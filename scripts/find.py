@@ -79,7 +79,7 @@ def tuning_trainer(this: Run) -> Trainer:
     trainer = build_trainer(
         **{name: this.trainer[name] for name in DEVICE_OPTIONS},
         default_root_dir=this.root,
-        max_epochs=this.options.max_epochs,
+        max_epochs=1000,  # the sweep and the trials end by steps
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -46,14 +46,19 @@ def main(argv: list[str] | None = None) -> None:
     head_start = HeadStart()
     trainer = make_trainer("val/top1", [head_start, Pictures()], **this.trainer)
 
-    preprocessing = preprocessing_for(options.model.arch, options.model.weights)
-    if this.resumed:  # the weights come from the checkpoint
-        options.model.weights, options.model.head_start = "none", False
-    net = make_resnet(options.model.arch, options.model.weights)  # before the images, since it may fail at once
-    data = ImageData(preprocessing, **options.data)
-    model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **options.model)
-    if trainer.max_epochs == 0 and not model.head_start:
-        raise UserError("--max_epochs 0 only fits the head, which needs pretrained weights or --model.head_start true")
+    h = options.model
+    has_head_start = this.resumed is None and (h.weights != "none" if h.head_start is None else h.head_start)
+    if trainer.max_epochs == 0 and this.resumed is None and not has_head_start:
+        raise UserError("--max_epochs 0 fits the head alone, which needs pretrained weights or --model.head_start true")
+    preprocessing = preprocessing_for(h.arch, h.weights)
+    if this.resumed:  # a checkpoint brings its weights, and the image size that was chosen for it
+        h.weights, h.head_start = "none", False
+        trained = this.resumed.content["hyper_parameters"].get("preprocessing", {})
+        options.data.image_size = options.data.image_size or trained.get("crop_size")
+    net = make_resnet(h.arch, h.weights)  # before the images, for it may fail at once
+    this.check_folder(trainer)
+    data = ImageData(preprocessing, has_head_start or h.fine_tune == "head", **options.data)
+    model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
 
     if fit(trainer, model, data, this):
         evaluate(trainer, model, data, this, head_start)

@@ -4,8 +4,9 @@ import logging
 import re
 
 import pytest
+import train
 import yaml
-from helpers import make, make_data
+from helpers import FAST, make, make_data
 from lightning.pytorch import Callback, Trainer
 
 from project.callbacks import EpochLines, ProgressBar, RunFolder, Throughput, is_logging_step, run_folder
@@ -75,7 +76,18 @@ def test_lines_of_an_epoch_without_a_planned_end_and_after_a_best_one(split, cap
     caplog.set_level(logging.INFO)
     lines = EpochLines("val/top1")
     trainer = quiet_trainer(lines, max_epochs=-1, max_steps=5, enable_progress_bar=False)
-    lines.on_train_start = lambda *args: (setattr(lines, "best", 1.0), setattr(lines, "started", []))
+    begin = lines.on_train_start
+    lines.on_train_start = lambda *args: (begin(*args), setattr(lines, "best", 1.0))
     trainer.fit(make(), datamodule=make_data(split))
     (line,) = [r.message for r in caplog.records if r.name == "project.callbacks"]
     assert line.startswith("Epoch 1: train loss") and "left" not in line and "new best" not in line
+
+
+def test_an_epoch_that_is_resumed_in_its_middle_has_its_line(flat, tmp_path, train_until, caplog):
+    caplog.set_level(logging.INFO)
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--save_every_steps=1"]
+    train_until([*options, "--max_epochs=2"], epoch=0, batch_idx=2)
+    caplog.clear()
+    train.main([f"--default_root_dir={tmp_path}", "--ckpt_path=last"])
+    lines = [r.message for r in caplog.records if r.name == "project.callbacks"]
+    assert [line[:12] for line in lines] == ["Epoch 1 of 2", "Epoch 2 of 2"]

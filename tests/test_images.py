@@ -192,3 +192,12 @@ def test_a_truncated_file_is_named(tmp_path):
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:2000])
     with pytest.raises(BadImage, match=r"a\.jpg: "):
         crop(tmp_path / "a.jpg", (0, 0, 600, 800))
+
+
+def test_a_thin_image_is_refused_before_it_is_scaled(tmp_path):
+    Image.new("L", (20_000, 1)).save(tmp_path / "thin.png")
+    with pytest.raises(BadImage, match="20000 x 1 pixels is too thin to be scaled to 256 pixels"):
+        load_image(tmp_path / "thin.png", size=256)
+    assert load_image(tmp_path / "thin.png", size=1).size == (20_000, 1)
+    Image.new("L", (400, 4)).save(tmp_path / "narrow.png")
+    assert load_image(tmp_path / "narrow.png", size=256).size == (400, 4)

@@ -38,7 +38,8 @@ def test_csv_logger_needs_no_folder_and_writes_into_that_of_the_run(split, tmp_p
     names = run_with(tmp_path, split, "--logger=CSVLogger")
     assert names >= EVERYTHING | {"metrics.csv", "pictures/train_images.png", "pictures/val_confusion_matrix.png"}
     with open(tmp_path / "lightning_logs/version_0/metrics.csv", newline="") as file:
-        assert "val/top1" in next(csv.reader(file))
+        rows = [row for row in csv.DictReader(file) if row["val/top1"]]
+    assert [int(row["step"]) for row in rows] == [2, 5]  # before it was resumed, and after
     assert "tensorboard --logdir" not in caplog.text
 
 
@@ -59,6 +60,7 @@ def test_wandb_offline_keeps_its_files_in_the_run_and_gets_the_pictures(split, t
     assert any("media/images/train/images" in name for name in kept)
     assert any("media/images/val/confusion_matrix" in name for name in kept)
     assert not any(name.startswith("pictures/") for name in names)
+    assert len({name.split("/")[1].rpartition("-")[2] for name in kept}) == 1  # one run, in two parts
 
 
 def test_mlflow_keeps_one_store_for_all_runs_and_gets_the_pictures(split, tmp_path):

@@ -90,4 +90,5 @@ def test_options_of_earlier_versions_are_accepted(caplog):
     options = begin("--data.root=x", "--data.pin_memory=null", "--data.persistent_workers=false").options
     assert not {"pin_memory", "persistent_workers"} & set(vars(options.data))
     assert "--data.persistent_workers has no effect any more" in caplog.text and "pin_memory" not in caplog.text
-    assert begin("--data.root=x", "--model.fine_tune=gradual").options.model.fine_tune == "gradual"
+    assert begin("--data.root=x", "--model.fine_tune=gradual").options.model.fine_tune == "full"
+    assert "--model.fine_tune gradual is gone, it is now full" in caplog.text

@@ -183,6 +183,39 @@ def test_a_run_that_is_in_use_is_not_resumed(fails, flat, tmp_path):
     assert last_of(tmp_path)["global_step"] == 6
 
 
+def test_a_name_that_looks_like_a_number_of_another_is_refused(fails, flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
+    assert "numbers the runs of one name" in fails(train.main, *options, "--name=birds_1")
+    assert "--name" in fails(train.main, *options, f"--name={'x' * 101}")
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_the_data_is_read(fails, flat, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("project.classification.data.find_samples", None)
+    line = fails(train.main, *FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path / 'file'}")
+    assert "cannot write to" in line
+
+
+def test_a_refused_batch_size_leaves_the_run_as_it_was(fails, flat, tmp_path, train_until):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--save_every_steps=1"]
+    train_until(options, epoch=0, batch_idx=1)
+    config = (tmp_path / "lightning_logs/version_0/config.yaml").read_bytes()
+    assert "middle of an epoch" in fails(train.main, *options, "--ckpt_path=last", "--data.batch_size=5")
+    assert (tmp_path / "lightning_logs/version_0/config.yaml").read_bytes() == config
+    train.main([f"--default_root_dir={tmp_path}", "--ckpt_path=last"])
+    assert last_of(tmp_path)["global_step"] == 3
+
+
+def test_checkpoints_that_a_user_keeps_elsewhere_are_not_relocated(flat, tmp_path):
+    own = ["--callbacks+=ModelCheckpoint", f"--callbacks.dirpath={tmp_path / 'own'}", "--callbacks.monitor=val/loss"]
+    own += ["--callbacks.mode=min", "--callbacks.save_top_k=2", "--callbacks.filename={epoch}"]
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", *own]
+    train.main([*options, "--max_epochs=2"])
+    train.main([*options, "--max_epochs=4", "--ckpt_path=last"])
+    state = next(s for name, s in last_of(tmp_path)["callbacks"].items() if "val/loss" in name)
+    assert len(list((tmp_path / "own").iterdir())) == len(state["best_k_models"]) == 2
+
+
 @pytest.mark.parametrize("change", ["moved", "linked"])
 def test_a_run_that_was_moved_keeps_its_best_checkpoint(flat, tmp_path, change):
     weights = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
@@ -239,15 +272,23 @@ def test_a_resumed_checkpoint_is_read_once_and_its_checksum_compared_once(flat, 
 # What earlier versions wrote: commit 7baa818, before the code was reorganized
 
 
+def test_a_new_run_with_the_old_option_is_one_of_today_and_goes_on(flat, tmp_path):
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--model.fine_tune=gradual"]
+    train.main([*options, "--ckpt_path=auto"])
+    train.main([*options, "--ckpt_path=auto", "--max_epochs=2"])
+    assert last_of(tmp_path)["global_step"] == 6 and last_of(tmp_path)["hyper_parameters"]["fine_tune"] == "full"
+
+
 def test_a_run_that_unfroze_gradually_is_not_gone_on_with_but_its_weights_are_of_use(fails, flat, tmp_path):
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
     train.main(options)
     path = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
     content = torch.load(path, weights_only=True)
     content["hyper_parameters"]["fine_tune"] = content["config"]["model"]["fine_tune"] = "gradual"
+    content["optimizer_states"][0]["param_groups"][0]["name"] = "layer4"
     torch.save(content, path)
     line = fails(train.main, *options, "--ckpt_path=last", "--model.fine_tune=gradual", "--max_epochs=2")
-    assert "gradual" in line and f"--model.weights {path}" in line
+    assert "gradual" in line and "'layer4'" in line and f"--model.weights {path}" in line
     train.main([*options, f"--model.weights={path}"])
 
 

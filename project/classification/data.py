@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from project.classification.datasets import FeatureDataset, ImageDataset
 from project.classification.transforms import fit_preprocessing, mix_transform, train_transform
 from project.images import Preprocessing, eval_reader
 from project.loading import ResumableData
-from project.samples import Samples, class_list, complete_splits, find_samples
+from project.samples import Samples, class_list, complete_splits, find_samples, say_what_is_drawn
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class ImageData(ResumableData):
 
     Args:
         preprocessing: Preprocessing that the pretrained weights expect in evaluation, see `project.weights`.
+        keep_decoded: Whether images that are decoded to be checked are kept in memory until training starts, up to
+            1 GiB: for a first pass over them without augmentation.
         root: A folder `train|val|test/<class>/*` or `<class>/*`, or a CSV file with `path,label[,split]`. Missing
             splits are drawn: val from train, or val and test if there are no splits.
         image_size: Side of the square that the model sees, in pixels. By default the size that the weights expect, or
@@ -71,11 +74,13 @@ class ImageData(ResumableData):
         "mixup": (0, INFINITY),
         "cutmix": (0, INFINITY),
     }
+    RENAMED: ClassVar[dict[str, dict[str, str]]] = {}
     REMOVED = ("pin_memory", "persistent_workers")  # options of older versions, which their configs contain
 
     def __init__(
         self,
         preprocessing: Preprocessing,
+        keep_decoded: bool = True,
         *,
         root: str | None = None,
         image_size: int | None = None,
@@ -105,13 +110,14 @@ class ImageData(ResumableData):
         self.features: dict[str, Tensor] = {}  # by split, see `use_features`
 
         listed = find_samples(root)
-        self.preprocessing = fit_preprocessing(preprocessing, image_size, listed)
-        size = self.preprocessing["crop_size"]
-        # Images that the check has decoded, uint8 (3, size, size) by path; released when training starts
-        listed, self.decoded = drop_bad_images(
-            listed, bad_images, check, eval_reader(self.preprocessing), image_bytes=3 * size**2
-        )
-        self.samples = complete_splits(listed, val_fraction, test_fraction, split_seed)
+        draw = partial(complete_splits, val_fraction=val_fraction, test_fraction=test_fraction, seed=split_seed)
+        train = draw(listed).get("train", []) if image_size is None else []  # whose size decides
+        self.preprocessing = fit_preprocessing(preprocessing, image_size, train)
+        # New images are decoded to be checked; those that are kept until training starts: (3, size, size) by path
+        pixels = 3 * self.preprocessing["crop_size"] ** 2 if keep_decoded else None
+        listed, self.decoded = drop_bad_images(listed, bad_images, check, eval_reader(self.preprocessing), pixels)
+        say_what_is_drawn(listed, val_fraction, test_fraction)
+        self.samples = draw(listed)
         self.class_names = class_list(self.samples)
         self.test_split = "test" if "test" in self.samples else "val"
         self.train_transform = train_transform(self.preprocessing, crop_scale, flip, auto_augment, random_erasing)

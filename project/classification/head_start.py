@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from project.cache import fingerprints, load_features, save_features
 from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
+from project.lightning_internals import save_with_metrics
 from project.samples import Samples
 
 log = logging.getLogger(__name__)
@@ -79,11 +80,15 @@ class HeadStart(Callback):
             return
         for logger in trainer.loggers:
             logger.log_metrics({name: value.item() for name, value in self.val_metrics.items()}, step=0)
-        for callback in trainer.checkpoint_callbacks:
-            # With no epochs, checkpoints that do not monitor a metric would never be written.
-            if isinstance(callback, ModelCheckpoint) and (callback.monitor or trainer.max_epochs == 0):
-                save_first(trainer, callback, self.val_metrics)
+        self._save(trainer, monitored=True)
         self.rescale_head(pl_module)
+        if trainer.max_epochs == 0:  # otherwise there will soon be one
+            self._save(trainer, monitored=False)
+
+    def _save(self, trainer: Trainer, monitored: bool) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and (callback.monitor is not None) == monitored:
+                save_with_metrics(trainer, callback, self.val_metrics)
 
     def rescale_head(self, model: LightningModule) -> None:
         """Scale the fitted head down to the norm of a new one, which does not change the predicted classes.
@@ -117,7 +122,8 @@ def set_head(
         The best strength of the L2 penalty.
     """
     device = trainer.strategy.root_device
-    features, labels = (tensor[:MAX_IMAGES].to(device) for tensor in train)
+    some = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(0))[:MAX_IMAGES].sort().values
+    features, labels = (tensor[some].to(device) for tensor in train)
     val_features, val_labels = (tensor.to(device) for tensor in val)
     balanced = data.balance != "none"
     class_weights = torch.tensor(data.inverse_frequencies, device=device) if balanced else None
@@ -128,26 +134,6 @@ def set_head(
         model.head.weight.copy_(weight)
         model.head.bias.copy_(bias)
     return l2
-
-
-def save_first(trainer: Trainer, callback: ModelCheckpoint, metrics: dict[str, Tensor]) -> None:
-    """Save a checkpoint before the first step, as the best so far if the callback monitors one of the metrics.
-
-    Args:
-        trainer: Its state is saved.
-        callback: Determines the file name; it continues as if it had saved the checkpoint itself.
-        metrics: Scalars by name.
-    """
-    counts = {"epoch": torch.tensor(trainer.current_epoch), "step": torch.tensor(trainer.global_step)}
-    if (callback.monitor is not None and callback.monitor not in metrics) or callback.save_top_k == 0:
-        return
-    path = callback.format_checkpoint_name({**counts, **metrics})
-    if callback.monitor is not None:
-        score = metrics[callback.monitor]
-        best = {"best_model_path": path, "best_model_score": score, "best_k_models": {path: score}}
-        worst = {"kth_best_model_path": path, "kth_value": score} if callback.save_top_k == 1 else {}
-        callback.load_state_dict({**callback.state_dict(), **best, **worst})
-    trainer.save_checkpoint(path, callback.save_weights_only)
 
 
 def norm_samples(train: Samples, batch_size: int) -> Samples:

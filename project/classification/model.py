@@ -60,7 +60,8 @@ class ResNetClassifier(LightningModule):
         "warmup_ratio": (0, 1),
         "label_smoothing": (0, 1),
     }
-    REMOVED = ()
+    REMOVED = ()  # options of older versions
+    RENAMED: ClassVar = {"fine_tune": {"gradual": "full"}}  # values of older versions
     FIXED = ("arch", "fine_tune", "optimizer")  # options that a resumed run cannot change
 
     net: Any  # a torchvision ResNet, whose children have no type annotations

@@ -11,22 +11,19 @@ from project.images import BadImage, Preprocessing, load_crop, read_size
 from project.samples import Samples
 
 
-def fit_preprocessing(
-    preprocessing: Preprocessing, image_size: int | None, samples: dict[str, Samples]
-) -> Preprocessing:
+def fit_preprocessing(preprocessing: Preprocessing, image_size: int | None, samples: Samples) -> Preprocessing:
     """Scale the preprocessing of the weights to the given image size, or to one that suits small images.
 
     Args:
         preprocessing: Preprocessing that the weights expect.
         image_size: Side of the square that the network sees, in pixels; None to choose it from the images.
-        samples: Samples by split; some of `train` are measured, or of `all` if there are no splits.
+        samples: Samples of which some are measured for that; none keep the size of the weights.
     """
     crop, resize = preprocessing["crop_size"], preprocessing["resize_size"]
     if image_size is None:
         # Twice their side keeps the details of small images, at a fraction of the cost of 224 pixels. 32 is the stride
         # of a ResNet: smaller steps would not change the size of its last feature map.
-        listed = samples.get("train") or samples.get("all") or []
-        sides = [side for path, _ in listed[:: max(1, len(listed) // 64)] if (side := shorter_side(path))]
+        sides = [side for path, _ in samples[:: max(1, len(samples) // 64)] if (side := shorter_side(path))]
         image_size = min(crop, max(64, 32 * round(2 * median(sides) / 32))) if sides else crop
     return {**preprocessing, "crop_size": image_size, "resize_size": round(resize * image_size / crop)}
 

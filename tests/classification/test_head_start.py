@@ -277,3 +277,22 @@ def test_the_head_start_alone_decodes_each_image_once_and_computes_no_feature_tw
     assert set(decoded.values()) == {1} and len(decoded) == (36 if has_test else 27)
     assert sum(seen) == len(decoded)
     assert yaml.safe_load((run / "metrics.json").read_text())["num_samples"] == 9
+
+
+def test_no_epochs_twice_with_auto_is_no_error_and_training_starts_from_the_rescaled_head(split, tmp_path):
+    run = run_train(tmp_path, split, WEIGHTS, "--max_epochs=0", "--ckpt_path=auto")
+    run_train(tmp_path, split, WEIGHTS, "--max_epochs=0", "--ckpt_path=auto")
+    best, last = (load_checkpoint(run / f"checkpoints/{name}.ckpt").content for name in ("best", "last"))
+    norms = [content["state_dict"]["net.fc.1.weight"].norm().item() for content in (best, last)]
+    assert norms[1] < norms[0] and norms[1] == pytest.approx(3**0.5 * (1 / 3) ** 0.5, rel=0.2)  # that of a new layer
+
+
+def test_the_first_checkpoint_takes_no_other_ones_place(split, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/top.ckpt").write_text("of another run")
+    own = ["--callbacks+=ModelCheckpoint", f"--callbacks.dirpath={tmp_path / 'own'}", "--callbacks.filename=top"]
+    run_train(
+        tmp_path, split, WEIGHTS, *own, "--callbacks.monitor=val/macro_f1", "--callbacks.mode=max", "--model.lr=0"
+    )
+    assert (tmp_path / "own/top.ckpt").read_text() == "of another run"
+    assert load_checkpoint(tmp_path / "own/top-v1.ckpt").content["global_step"] == 0

@@ -192,17 +192,23 @@ def test_the_sample_is_learned(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_pretrained_weights_beat_random_ones_on_the_sample(tmp_path):
-    """By 8 points of top-1, averaged over three seeds (the difference of one seed varies by some points)."""
+    """By 8 points of top-1 after one epoch, and still after all of them, averaged over three seeds.
+
+    With gradual unfreezing it was 8 points after all epochs; without it both are better, random weights the more.
+    """
 
     def mean_top1(*options: str) -> float:
-        runs = [run_sample(tmp_path / f"{len(options)}-{seed}", f"--seed={seed}", *options) for seed in range(3)]
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        runs = [run_sample(folder / str(seed), f"--seed={seed}", *options) for seed in range(3)]
         return sum(metrics["top1"] for metrics in runs) / 3
 
-    assert mean_top1() >= mean_top1("--model.weights=none") + 0.08
+    for epochs, points in ((1, 0.08), (8, 0.02)):
+        options = [f"--max_epochs={epochs}"]
+        assert mean_top1(*options) >= mean_top1(*options, "--model.weights=none") + points
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fine_tune", ["full", "gradual"])
+@pytest.mark.parametrize("fine_tune", ["full", "head"])
 def test_two_processes_train_one_model(split, tmp_path, fine_tune):
     command = [
         sys.executable,

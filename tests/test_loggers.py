@@ -43,12 +43,14 @@ def test_csv_logger_needs_no_folder_and_writes_into_that_of_the_run(split, tmp_p
     assert "tensorboard --logdir" not in caplog.text
 
 
+@pytest.mark.slow
 def test_two_loggers_at_once(split, tmp_path):
     options = ["--logger+=TensorBoardLogger", "--logger+=CSVLogger", "--logger.save_dir=RUN_FOLDER"]
     names = run_with(tmp_path, split, "--logger+=TensorBoardLogger", "--logger.save_dir=RUN_FOLDER", *options[1:])
     assert names >= EVERYTHING | {"metrics.csv"} and any(name.startswith("events.out") for name in names)
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_its_files_in_the_run_and_gets_the_pictures(split, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -63,6 +65,7 @@ def test_wandb_offline_keeps_its_files_in_the_run_and_gets_the_pictures(split, t
     assert len({name.split("/")[1].rpartition("-")[2] for name in kept}) == 1  # one run, in two parts
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_one_store_for_all_runs_and_gets_the_pictures(split, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     assert run_with(tmp_path, split, "--logger=MLFlowLogger") >= EVERYTHING

@@ -287,6 +287,7 @@ def test_no_epochs_twice_with_auto_is_no_error_and_training_starts_from_the_resc
     assert norms[1] < norms[0] and norms[1] == pytest.approx(3**0.5 * (1 / 3) ** 0.5, rel=0.2)  # that of a new layer
 
 
+@pytest.mark.slow
 def test_the_first_checkpoint_takes_no_other_ones_place(split, tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "own/top.ckpt").write_text("of another run")

@@ -1,6 +1,8 @@
 """What all scripts share: a command line with one-line errors, exit statuses and log messages."""
 
 import difflib
+import gc
+import gc
 import logging
 import os
 import re
@@ -94,6 +96,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM):  # only the exit is left
             signal.signal(signum, stop_at_once)
+        gc.freeze()  # at exit Python inspects all objects once more, which takes a second after importing torch
     sys.exit(128 + received[0] if received else 0)  # Python drops exceptions in `__del__` and in callbacks from C
 
 

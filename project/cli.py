@@ -2,7 +2,6 @@
 
 import difflib
 import gc
-import gc
 import logging
 import os
 import re

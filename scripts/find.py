@@ -6,6 +6,10 @@
 It takes the options of scripts/train.py; those of the device, the data, the model and the training step have an effect.
 """
 
+import gc
+
+gc.disable()  # importing torch, torchvision and Lightning takes a second less without it
+
 import math
 import sys
 from pathlib import Path
@@ -25,6 +29,8 @@ from project.files import whole
 from project.runs import Run, start
 from project.trainer import build_trainer
 from project.weights import make_resnet, preprocessing_for
+
+gc.enable()
 
 MIN_STEPS = 8  # per epoch: fewer, larger steps learn too little
 MAX_ON_CPU = 64  # more is no faster there, and running out of memory ends the process without an exception

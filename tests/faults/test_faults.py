@@ -347,6 +347,8 @@ def test_the_tests_notice_a_missing_safeguard(mutant, test):
 
 def signal_campaign(farms: list[Farm], folder: Path, options: list[str], count: int, **job: Any) -> list[str]:
     seconds = unstopped(farms[0], folder / "reference", options, **job)
+    # The first run may be slow, from a cold disk: signals timed by it would come after the end of the others.
+    seconds = min(seconds, unstopped(farms[0], folder / "again", options, **job))
     num_steps = len((folder / "reference/steps.txt").read_text().splitlines())
     trouble: list[str] = []
 
@@ -393,7 +395,7 @@ def test_sigterm_and_ctrl_c_save_and_end_with_their_status(farms, images, tmp_pa
 @pytest.mark.faults
 def test_the_signal_campaign_notices_that_nothing_is_saved(farms, images, tmp_path):
     options = [*TINY, f"--data.root={images}", "--data.num_workers=0", "--save_every_minutes=null"]
-    assert signal_campaign(farms, tmp_path, options, 6, mutant="nothing saved on a signal")
+    assert signal_campaign(farms, tmp_path, options, 12, mutant="nothing saved on a signal")
 
 
 def test_time_is_up_saves_and_still_evaluates(farms, images, tmp_path):

@@ -59,14 +59,20 @@ def drop_bad_images(
     decoded: dict[str, Tensor] = {}
     if image_bytes is not None and len(unseen) * image_bytes <= MAX_KEPT_BYTES:
         decoded, bad = decode(unseen, read)
-    else:  # the smallest scale reads all bytes, but decodes few pixels
-        _, bad = decode(unseen, lambda path: load_image(path, size=1))
+    else:
+        _, bad = decode(unseen, try_out)
     if unseen:
         save_checked(prints[new & np.array([path not in bad for path in paths])])
-    if bad:
-        tell(bad, len(paths), policy)
+    if not bad:
+        return samples, decoded
+    tell(bad, len(paths), policy)
     left = {split: [sample for sample in listed if sample[0] not in bad] for split, listed in samples.items()}
     return left, decoded
+
+
+def try_out(path: str) -> None:
+    """Decode an image and drop it; the smallest scale reads all bytes, but makes few pixels. Raises `BadImage`."""
+    load_image(path, size=1)
 
 
 def tell(bad: dict[str, str], num_images: int, policy: str) -> None:
@@ -86,19 +92,19 @@ def decode(paths: Iterable[str], read: Callable[[str], T]) -> tuple[dict[str, T]
     Returns:
         What `read` returned, and the reason for each file that cannot be decoded, both by path.
     """
+    decoded: dict[str, T] = {}
     bad: dict[str, str] = {}
 
-    def try_to_read(path: str) -> T | None:
+    def try_to_read(path: str) -> None:
         try:
-            return read(path)
+            decoded[path] = read(path)
         except BadImage as error:
             bad[path] = str(error).removeprefix(f"{path}: ")
-            return None
 
     paths = list(paths)
     console = Console(stderr=True)
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
-        results = track(
+        done = track(
             pool.map(try_to_read, paths),
             "Checking images",
             total=len(paths),
@@ -106,5 +112,6 @@ def decode(paths: Iterable[str], read: Callable[[str], T]) -> tuple[dict[str, T]
             console=console,
             disable=not console.is_terminal,
         )
-        decoded = dict(zip(paths, results, strict=True))
-    return {path: image for path, image in decoded.items() if path not in bad and image is not None}, bad
+        for _ in done:
+            pass
+    return decoded, bad

@@ -111,13 +111,13 @@ class ImageData(ResumableData):
 
         listed = find_samples(root)
         draw = partial(complete_splits, val_fraction=val_fraction, test_fraction=test_fraction, seed=split_seed)
-        train = draw(listed).get("train", []) if image_size is None else []  # whose size decides
-        self.preprocessing = fit_preprocessing(preprocessing, image_size, train)
+        drawn = draw(listed)
+        self.preprocessing = fit_preprocessing(preprocessing, image_size, drawn.get("train", []))
         # New images are decoded to be checked; those that are kept until training starts: (3, size, size) by path
         pixels = 3 * self.preprocessing["crop_size"] ** 2 if keep_decoded else None
-        listed, self.decoded = drop_bad_images(listed, bad_images, check, eval_reader(self.preprocessing), pixels)
-        say_what_is_drawn(listed, val_fraction, test_fraction)
-        self.samples = draw(listed)
+        good, self.decoded = drop_bad_images(listed, bad_images, check, eval_reader(self.preprocessing), pixels)
+        say_what_is_drawn(good, val_fraction, test_fraction)
+        self.samples = drawn if good is listed else draw(good)
         self.class_names = class_list(self.samples)
         self.test_split = "test" if "test" in self.samples else "val"
         self.train_transform = train_transform(self.preprocessing, crop_scale, flip, auto_augment, random_erasing)

@@ -7,18 +7,16 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from matplotlib.figure import Figure
 
 from project import UserError
 from project.files import whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 IN_RUN_FOLDER = "RUN_FOLDER"  # placeholder until the run folder exists
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
@@ -120,7 +118,7 @@ def place(logger: str, folder: Path) -> dict[str, Any]:
     }.get(logger, {})
 
 
-def log_figure(trainer: Trainer, name: str, figure: "Figure", folder: Path | None) -> None:
+def log_figure(trainer: Trainer, name: str, figure: Figure, folder: Path | None) -> None:
     """Log a figure to the loggers that can show it; if none can, save it in the run folder.
 
     Only the process with global rank 0 may call this.
@@ -137,7 +135,7 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure", folder: Path | Non
             figure.savefig(file, format="png")
 
 
-def show_figure(logger: Logger, name: str, figure: "Figure", step: int) -> bool:
+def show_figure(logger: Logger, name: str, figure: Figure, step: int) -> bool:
     """Log a figure to one logger. Returns whether that logger can show figures."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_figure(name, figure, step)

@@ -3,10 +3,11 @@
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -20,10 +21,6 @@ from torchmetrics.classification import (
 
 from project import IGNORE
 from project.files import whole, write_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 MANY = 20  # classes
 
@@ -172,15 +169,13 @@ def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:
     return [overall, classes]
 
 
-def confusion_figure(confusion: Tensor, class_names: list[str]) -> "Figure":
+def confusion_figure(confusion: Tensor, class_names: list[str]) -> Figure:
     """A confusion matrix as a figure: colours are fractions of the true class, numbers are image counts.
 
     Args:
         confusion: Counts `(num_classes, num_classes)`, true class by predicted class.
         class_names: Class names, in the same order.
     """
-    from matplotlib.figure import Figure  # imported here, since it takes a third of a second
-
     counts = confusion.cpu()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     num_classes = len(class_names)

@@ -61,6 +61,11 @@ class Run:
         """The folder that contains `lightning_logs`."""
         return Path(self.options.default_root_dir or ".").absolute()  # checkpoints store the path of the best one
 
+    @property
+    def resumed_folder(self) -> Path | None:
+        """The run folder that the resumed checkpoint continues in; None if a new one is needed."""
+        return None if self.resumed is None else run_of(self.resumed.path)
+
     def check_folder(self, trainer: Trainer) -> None:
         """Find out, before the data is read, whether the run can be stored.
 
@@ -69,10 +74,9 @@ class Run:
         """
         if trainer.fast_dev_run or not is_first(trainer):  # type: ignore[attr-defined]
             return
-        own = self.resumed and run_of(self.resumed.path)
-        check_writable(own or self.root / "lightning_logs", "--default_root_dir")
-        if own:
-            self.locked = lock(own)
+        check_writable(self.resumed_folder or self.root / "lightning_logs", "--default_root_dir")
+        if self.resumed_folder is not None:
+            self.locked = lock(self.resumed_folder)
 
     def begin(self, trainer: Trainer) -> None:
         """Create or reuse the run folder, and let the loggers and checkpoints write there.
@@ -83,8 +87,8 @@ class Run:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         resumed_step = None
-        if own := self.resumed and run_of(self.resumed.path):
-            self.folder, resumed_step = own, self.resumed.content["global_step"]  # type: ignore[union-attr]
+        if self.resumed is not None and self.resumed_folder is not None:
+            self.folder, resumed_step = self.resumed_folder, self.resumed.content["global_step"]
         elif is_first(trainer):
             self.folder = new_folder(self.root, self.options.name)
             self.locked = lock(self.folder)
@@ -97,6 +101,11 @@ class Run:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.folder / "checkpoints")
         trainer.callbacks.insert(0, RunFolder(self.folder, self.config))  # type: ignore[attr-defined]
+
+    def end(self) -> None:
+        """Let other processes write to the run folder; otherwise that waits for the end of this one."""
+        if self.locked is not None:
+            self.locked.close()
 
 
 def is_first(trainer: Trainer) -> bool:
@@ -173,13 +182,15 @@ def relocate(checkpoint: Checkpoint, folder: Path) -> None:
     """Make a checkpoint refer to the others of its run in `folder`, since the run folder may have been moved."""
     states = checkpoint.content.get("callbacks")
     states = {k: v for k, v in states.items() if isinstance(v, dict)} if isinstance(states, dict) else {}
-    before = [state.get("dirpath") for name, state in states.items() if name.startswith("LastCheckpoint")]
-    for state in states.values():  # not those that users keep elsewhere
-        if isinstance(old := state.get("dirpath"), str) and old in before and "best_k_models" in state:
+    old = next((state.get("dirpath") for name, state in states.items() if name.startswith("LastCheckpoint")), None)
 
-            def moved(path: str, old: str = old) -> str:
-                return str(folder / os.path.relpath(path, old)) if path.startswith(old) else path
+    def moved(path: str) -> str:
+        return str(folder / os.path.relpath(path, old)) if path.startswith(str(old)) else path
 
+    for state in states.values():
+        if (
+            old is not None and state.get("dirpath") == old and "best_k_models" in state
+        ):  # not what users keep elsewhere
             state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
             for name in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
                 state[name] = moved(state[name])
@@ -192,11 +203,12 @@ def check_resumable(checkpoint: Checkpoint, options: Namespace, model_class: typ
         raise UserError("--max_steps: a run that is resumed counts epochs; use --max_epochs")
     try:
         model_class.check_options(**trained)  # type: ignore[attr-defined]
+        groups = [group for state in checkpoint.content.get("optimizer_states", []) for group in state["param_groups"]]
+        others = {str(group.get("name")) for group in groups} - set(GROUP_NAMES)
     except (UserError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise does_not_fit(checkpoint, error) from error
     trained = current_values(model_class, trained)
-    groups = [group for state in checkpoint.content.get("optimizer_states", []) for group in state["param_groups"]]
-    if others := {str(group.get("name")) for group in groups} - set(GROUP_NAMES):
+    if others:
         raise UserError(
             f"{path} was trained by an older version in a way that is gone (gradual unfreezing; its parameters are in "
             f"the groups {quoted(others)}): start a new run from its weights with --model.weights {path}"

@@ -25,7 +25,7 @@ from project import UserError, shortest
 from project.checkpoint import load_checkpoint, load_model
 from project.classification.data import ImageData
 from project.classification.head_start import HeadStart
-from project.classification.model import ResNetClassifier
+from project.classification.model import ResNetClassifier, has_head_start
 from project.classification.pictures import Pictures
 from project.cli import log, run
 from project.loggers import log_results
@@ -53,21 +53,22 @@ def main(argv: list[str] | None = None) -> None:
     trainer = make_trainer("val/top1", [head_start, Pictures()], **this.trainer)
 
     h = options.model
-    has_head_start = this.resumed is None and (h.weights != "none" if h.head_start is None else h.head_start)
-    if trainer.max_epochs == 0 and this.resumed is None and not has_head_start:
-        raise UserError("--max_epochs 0 fits the head alone, which needs pretrained weights or --model.head_start true")
     preprocessing = preprocessing_for(h.arch, h.weights)
     if this.resumed:  # a checkpoint brings its weights, and the image size that was chosen for it
         h.weights, h.head_start = "none", False
         trained = this.resumed.content["hyper_parameters"].get("preprocessing", {})
         options.data.image_size = options.data.image_size or trained.get("crop_size")
+    head_first = has_head_start(h.weights, h.head_start)
+    if trainer.max_epochs == 0 and not (head_first or this.resumed):
+        raise UserError("--max_epochs 0 fits the head alone, which needs pretrained weights or --model.head_start true")
     net = make_resnet(h.arch, h.weights)  # before the images, for it may fail at once
     this.check_folder(trainer)
-    data = ImageData(preprocessing, has_head_start or h.fine_tune == "head", **options.data)
+    data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
     model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
 
     if fit(trainer, model, data, this):
         evaluate(trainer, model, data, this, head_start)
+    this.end()
 
 
 def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, head_start: HeadStart) -> None:

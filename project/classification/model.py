@@ -94,7 +94,7 @@ class ResNetClassifier(LightningModule):
         self.save_hyperparameters(ignore="net")
         self.check_options(**self.hparams)
         self.class_names = class_names
-        self.head_start = weights != "none" if head_start is None else head_start
+        self.head_start = has_head_start(weights, head_start)
         self.net = make_resnet(arch, weights) if net is None else net
         self.net.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.net.fc.in_features, len(class_names)))
         self.net.to(memory_format=torch.channels_last)  # the memory layout in which convolutions are fastest
@@ -244,3 +244,8 @@ class ResNetClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store `weights` as `none`: a reload takes them from the checkpoint, and must not fetch the initial ones."""
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "weights": "none"}
+
+
+def has_head_start(weights: str, head_start: bool | None) -> bool:
+    """Whether these options ask for a head start: by default, if there are pretrained weights."""
+    return weights != "none" if head_start is None else head_start

@@ -5,15 +5,18 @@ import math
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from project.files import write_text
+from project.optim import NO_DECAY
 
 log = logging.getLogger(__name__)
+
+ESTIMATE_AFTER = 5.0  # seconds
 
 
 class RunFolder(Callback):
@@ -64,30 +67,66 @@ class Throughput(Callback):
         pl_module.log("train/images_per_second", speed, rank_zero_only=True)
 
 
+class LearningRates(Callback):
+    """Log the learning rate of each part of the model, as `lr/PART`; groups that differ only in weight decay are one."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if is_logging_step(trainer):
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            rates = {f"lr/{group['name'].removesuffix(NO_DECAY)}": group["lr"] for group in groups}
+            for logger in trainer.loggers:
+                logger.log_metrics(rates, step=trainer.global_step - 1)
+
+
 class EpochLines(Callback):
     """Log one line per epoch, in a terminal or to a file: losses, the monitored metric, time taken and remaining.
 
+    If an epoch takes long, its first steps give an estimate of the whole training.
+
     Args:
-        monitor: The validation metric to show; larger is better.
+        monitor: The validation metric to show.
+        mode: Whether it is to be large or small.
     """
 
-    def __init__(self, monitor: str) -> None:
+    def __init__(self, monitor: str, mode: Literal["min", "max"] = "max") -> None:
         self.monitor = monitor
-        self.best = -math.inf
-        self.started = self.epoch_started = 0.0  # training and the epoch, in this process
+        self.sign = 1 if mode == "max" else -1
+        self.best: float | None = None
+        self.started = self.epoch_started = self.first_step = 0.0  # in this process
+        self.steps: int | None = 0  # since the first one; None once the time has been estimated
         self.first_epoch = 0
         self.validated = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         checkpoints = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None) == self.monitor]
         score = getattr(checkpoints[0], "best_model_score", None) if checkpoints else None
-        self.best = -math.inf if score is None else float(score)  # of the head start, or before a resume
+        self.best = None if score is None else float(score)  # of the head start, or before a resume
         self.started = self.epoch_started = time.monotonic()  # a run resumed within an epoch does not start that again
         self.first_epoch = trainer.current_epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.epoch_started = time.monotonic()
         self.validated = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.steps is None:
+            return
+        if self.steps == 0:  # the first step waits for the workers
+            self.first_step = time.monotonic()
+        self.steps += 1
+        seconds = time.monotonic() - self.first_step
+        if trainer.current_epoch > self.first_epoch:
+            self.steps = None  # the line of the first epoch has said it
+        elif seconds > ESTIMATE_AFTER and self.steps > 2:
+            left = ((trainer.max_epochs or -1) - trainer.current_epoch) * trainer.num_training_batches
+            if 0 < left < math.inf:
+                whole = timedelta(seconds=round(seconds / (self.steps - 1) * left))
+                log.info(f"Training will take about {whole}, judging from its first {self.steps} steps")
+            self.steps = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validated = not trainer.sanity_checking
@@ -97,8 +136,9 @@ class EpochLines(Callback):
         shown = [name for name in names if name.startswith("train") or self.validated]
         metrics = {name: float(trainer.callback_metrics[name]) for name in shown if name in trainer.callback_metrics}
         parts = [f"{names[name]} {value:.3f}" for name, value in metrics.items()]
-        if metrics.get(self.monitor, -math.inf) > self.best:
-            self.best = metrics[self.monitor]
+        value = metrics.get(self.monitor)
+        if value is not None and (self.best is None or self.sign * value > self.sign * self.best):
+            self.best = value
             parts[-1] += " (new best)"
         now, done, planned = time.monotonic(), trainer.current_epoch + 1, trainer.max_epochs or -1
         parts.append(f"{now - self.epoch_started:.1f} s")

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from project import UserError
 from project.files import whole
+from project.tensorboard import Curves
 
 IN_RUN_FOLDER = "RUN_FOLDER"  # placeholder until the run folder exists
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
@@ -53,8 +54,7 @@ def make_loggers(given: Any, folder: Path, resumed_step: int | None = None) -> l
         UserError: A logger cannot be created, for example because its package is not installed.
     """
     if given in (None, True):
-        ours = place("TensorBoardLogger", folder)
-        return [TensorBoardLogger(**ours, default_hp_metric=False, purge_step=resumed_step)]
+        return [Curves(folder, resumed_step)]
     return [make_logger(spec, folder, resumed_step) for spec in specs_of(given)]
 
 
@@ -129,7 +129,8 @@ def log_figure(trainer: Trainer, name: str, figure: Figure, folder: Path | None)
         figure: The figure.
         folder: The run folder; None if there is none.
     """
-    shown = [show_figure(logger, name, figure, trainer.global_step) for logger in trainer.loggers]
+    step = max(0, trainer.global_step - 1)  # the step that Lightning gives to the metrics of the same moment
+    shown = [show_figure(logger, name, figure, step) for logger in trainer.loggers]
     if not any(shown) and folder is not None:
         with whole(folder / "pictures" / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}.png") as file:
             figure.savefig(file, format="png")
@@ -155,11 +156,13 @@ def log_results(trainer: Trainer, hyperparameters: dict[str, Any], metrics: dict
 
     Args:
         trainer: Provides the loggers.
-        hyperparameters: The options, nested by group.
+        hyperparameters: The options by name; those in nested dictionaries come after all others.
         metrics: Metrics of the best checkpoint, by name.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, Curves):
+            logger.log_results(hyperparameters, metrics, trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(hyperparameters, metrics)
         else:
             logger.log_hyperparams(hyperparameters)

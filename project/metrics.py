@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -32,6 +32,7 @@ class CrossEntropy(Metric):
     weights.
     """
 
+    higher_is_better = False
     total: Tensor
     count: Tensor
 
@@ -76,6 +77,12 @@ class EvalMetrics(nn.Module):
             "confusion": MulticlassConfusionMatrix(**options),
         }
         self.by_name = cast(dict[str, Metric], nn.ModuleDict(metrics))  # so that they move to the model's device
+
+    @classmethod
+    def modes(cls) -> dict[str, Literal["min", "max"]]:
+        """The scalar metrics that any number of classes has, and whether they are to be small or large."""
+        metrics = {k: m for k, m in cls(2).by_name.items() if not isinstance(m, MulticlassConfusionMatrix)}
+        return {name: "max" if metric.higher_is_better else "min" for name, metric in metrics.items()}
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits float32 `(B, num_classes)`, labels int64 `(B,)`, of which `IGNORE` is left out."""

@@ -9,7 +9,8 @@ import torch
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
-GROUP_NAMES = ("backbone", "backbone (no decay)", "head", "head (no decay)")
+NO_DECAY = " (no decay)"
+GROUP_NAMES = ("backbone", f"backbone{NO_DECAY}", "head", f"head{NO_DECAY}")
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["cosine", "constant"]
 
@@ -38,7 +39,7 @@ def param_groups(
             continue
         part = "head" if name.startswith(head) else "backbone"
         group = groups.setdefault(
-            part if name in decayed else f"{part} (no decay)",
+            part if name in decayed else f"{part}{NO_DECAY}",
             {
                 "params": [],
                 "lr": lr if part == "head" else lr * backbone_lr_factor,

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 RANGES = {"seed": (0, 2**32 - 1), "save_every_minutes": (0, INFINITY), "save_every_steps": (1, INFINITY)}
 
 
-def make_parser(description: str, data_class: type, model_class: type) -> tuple[Parser, list[str]]:
+def make_parser(description: str, data_class: Any, model_class: Any) -> tuple[Parser, list[str]]:
     """The parser of a training script, and the names of the Trainer options."""
     parser = Parser(description=description)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options; later ones win")
@@ -33,6 +33,9 @@ def make_parser(description: str, data_class: type, model_class: type) -> tuple[
         "`auto`: its `last` if there is one, otherwise start a new run",
     )
     parser.add_argument(
+        "--monitor", type=str, default=model_class.MONITOR, help="the validation metric that selects best.ckpt"
+    )
+    parser.add_argument(
         "--save_every_minutes", type=float | None, default=10.0, help="also save last.ckpt within epochs, this often"
     )
     parser.add_argument("--save_every_steps", type=int | None, help="likewise, but in optimizer steps")
@@ -40,7 +43,7 @@ def make_parser(description: str, data_class: type, model_class: type) -> tuple[
         arguments = inspect.signature(described).parameters.values()
         from_program = {a.name for a in arguments if a.kind is not inspect.Parameter.KEYWORD_ONLY}
         parser.add_class_arguments(described, group, skip=from_program, instantiate=False)
-        for name in described.REMOVED:  # type: ignore[attr-defined]
+        for name in described.REMOVED:
             parser.add_argument(f"--{group}.{name}", type=Any, help=SUPPRESS)
     trainer_options = parser.add_class_arguments(Trainer, None, skip={"precision"}, instantiate=False)
     precisions = get_type_hints(Trainer.__init__)["precision"]
@@ -67,6 +70,8 @@ def check_options(options: Namespace, data_class: Any, model_class: Any) -> None
     if options.find is not None:
         raise UserError("--find: values are now found by python scripts/find.py, with the same options")
     check_ranges("", RANGES, vars(options))
+    if options.monitor not in (known := model_class.monitors()):
+        raise UserError(f"--monitor {options.monitor}: must be one of {', '.join(known)}")
     if options.name is not None and (
         not re.fullmatch(r"\w[^/\\]{0,99}", options.name) or re.search(r"_\d+$", options.name)
     ):

@@ -153,7 +153,8 @@ def start(
     objects = parser.instantiate(Namespace({**options, "logger": None}))  # callbacks, plugins, … given by class
     given = {name: objects[name] for name in trainer_options}
     given["logger"] = False if options.logger in (False, []) else None  # `Run.begin` creates them
-    given |= {"resumed": resumed, **{name: options[name] for name in ("save_every_minutes", "save_every_steps")}}
+    given |= {"resumed": resumed, "mode": model_class.monitors()[options.monitor]}  # type: ignore[attr-defined]
+    given |= {name: options[name] for name in ("save_every_minutes", "save_every_steps")}
     return Run(options, json_config(parser, options), given, resumed)
 
 

@@ -4,17 +4,17 @@ import ctypes
 import logging
 import platform
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 
 from project import UserError
-from project.callbacks import EpochLines, ProgressBar, Throughput
+from project.callbacks import EpochLines, LearningRates, ProgressBar, Throughput
 from project.checkpoint import Checkpoint, DurableCheckpointIO
 from project.lightning_internals import leave_signals_alone
 from project.safety import LastCheckpoint, StopAtNonFinite
@@ -27,6 +27,7 @@ def make_trainer(
     own_callbacks: Sequence[Callback] = (),
     /,
     *,
+    mode: Literal["min", "max"] = "max",
     resumed: Checkpoint | None = None,
     save_every_minutes: float | None = 10.0,
     save_every_steps: int | None = None,
@@ -35,8 +36,9 @@ def make_trainer(
     """Create Lightning's Trainer with the given options and, in addition, our callbacks and checkpoints.
 
     Args:
-        monitor: The validation metric that selects `best.ckpt`; larger is better.
+        monitor: The validation metric that selects `best.ckpt`.
         own_callbacks: The task's callbacks, called before those in `options`.
+        mode: Whether the metric is to be large or small.
         resumed: The checkpoint to resume from, if any.
         save_every_minutes: Minutes between saves of `last.ckpt` within an epoch.
         save_every_steps: Likewise, in optimizer steps.
@@ -54,13 +56,13 @@ def make_trainer(
     if options.get("enable_progress_bar") is not False and not any(isinstance(c, AnyProgressBar) for c in callbacks):
         callbacks.append(ProgressBar())
     if options.get("logger") is not False:
-        callbacks += [LearningRateMonitor("step"), Throughput()]
-    callbacks += [EpochLines(monitor), StopAtNonFinite()]
+        callbacks += [LearningRates(), Throughput()]
+    callbacks += [EpochLines(monitor, mode), StopAtNonFinite()]
     if options.get("enable_checkpointing") is not False:
         max_seconds = seconds(options.pop("max_time", None))  # Lightning's own timer would mark the epoch complete
         fixed: dict[str, Any] = {"enable_version_counter": False, "auto_insert_metric_name": False}
         callbacks += [
-            ModelCheckpoint(filename="best", monitor=monitor, mode="max", **fixed),
+            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **fixed),
             LastCheckpoint(save_every_minutes, save_every_steps, max_seconds),
         ]
     options["plugins"] = [*as_list(options.get("plugins")), DurableCheckpointIO(resumed)]

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     this = start(__doc__.split("\n")[0], ImageData, ResNetClassifier, SAMPLE, argv)
     options = this.options
     head_start = HeadStart()
-    trainer = make_trainer("val/top1", [head_start, Pictures()], **this.trainer)
+    trainer = make_trainer(options.monitor, [head_start, Pictures()], **this.trainer)
 
     h = options.model
     preprocessing = preprocessing_for(h.arch, h.weights)
@@ -92,7 +92,7 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: R
     if this.folder is None:
         return
     if summary:
-        final = {f"final/{name}": value for name, value in summary.items() if isinstance(value, float)}
+        final = {f"{data.test_split}/{name}": value for name, value in summary.items() if isinstance(value, float)}
         log_results(trainer, {name: this.config[name] for name in ("seed", "data", "model")}, final)
     log.info(f"Run folder:  {shortest(this.folder)}")
     if isinstance(trainer.logger, TensorBoardLogger):

@@ -8,8 +8,9 @@ import train
 import yaml
 from helpers import FAST, make, make_data
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 
-from project.callbacks import EpochLines, ProgressBar, RunFolder, Throughput, is_logging_step, run_folder
+from project.callbacks import EpochLines, LearningRates, ProgressBar, RunFolder, Throughput, is_logging_step, run_folder
 
 
 def quiet_trainer(*callbacks: Callback, **options) -> Trainer:
@@ -81,6 +82,39 @@ def test_lines_of_an_epoch_without_a_planned_end_and_after_a_best_one(split, cap
     trainer.fit(make(), datamodule=make_data(split))
     (line,) = [r.message for r in caplog.records if r.name == "project.callbacks"]
     assert line.startswith("Epoch 1: train loss") and "left" not in line and "new best" not in line
+
+
+def test_a_smaller_loss_is_a_new_best(split, caplog):
+    caplog.set_level(logging.INFO)
+    lines = EpochLines("val/loss", "min")
+    trainer = quiet_trainer(lines, max_epochs=1, enable_progress_bar=False)
+    trainer.fit(make(), datamodule=make_data(split))
+    (line,) = [r.message for r in caplog.records if r.name == "project.callbacks"]
+    assert re.search(r"train loss \d\.\d{3}, val loss \d\.\d{3} \(new best\), ", line)
+    assert lines.best == pytest.approx(trainer.callback_metrics["val/loss"].item())
+
+
+def test_a_long_epoch_says_early_how_long_training_will_take(split, caplog, monkeypatch):
+    monkeypatch.setattr("project.callbacks.ESTIMATE_AFTER", 0.0)
+    caplog.set_level(logging.INFO)
+    trainer = quiet_trainer(EpochLines("val/top1"), max_epochs=2, enable_progress_bar=False)
+    trainer.fit(make(), datamodule=make_data(split))
+    first, *others = [r.message for r in caplog.records if r.name == "project.callbacks"]
+    assert re.fullmatch(r"Training will take about 0:00:\d\d, judging from its first 3 steps", first)
+    assert [line[:12] for line in others] == ["Epoch 1 of 2", "Epoch 2 of 2"]
+
+
+def test_each_part_of_the_model_has_one_learning_rate(split):
+    logged = []
+
+    class Watch(DummyLogger):
+        def log_metrics(self, metrics, step=None):
+            logged.append((step, metrics))
+
+    trainer = quiet_trainer(LearningRates(), logger=Watch(), log_every_n_steps=2, enable_progress_bar=False)
+    trainer.fit(make(), datamodule=make_data(split))
+    rates = [(step, metrics) for step, metrics in logged if "lr/head" in metrics]
+    assert [step for step, _ in rates] == [1, 3] and {"lr/head", "lr/backbone"} == rates[0][1].keys()
 
 
 def test_an_epoch_that_is_resumed_in_its_middle_has_its_line(flat, tmp_path, train_until, caplog):

@@ -92,3 +92,11 @@ def test_options_of_earlier_versions_are_accepted(caplog):
     assert "--data.persistent_workers has no effect any more" in caplog.text and "pin_memory" not in caplog.text
     assert begin("--data.root=x", "--model.fine_tune=gradual").options.model.fine_tune == "full"
     assert "--model.fine_tune gradual is gone, it is now full" in caplog.text
+
+
+def test_another_metric_can_select_the_best_checkpoint(fails, split, tmp_path):
+    line = fails(train.main, *FAST, f"--data.root={split}", f"--default_root_dir={tmp_path}", "--monitor=val/f1")
+    assert line.endswith("--monitor val/f1: must be one of val/loss, val/top1, val/macro_f1, val/ece")
+    assert not (tmp_path / "lightning_logs").exists()
+    assert begin("--data.root=x", *FAST, "--monitor=val/loss").trainer["mode"] == "min"
+    assert begin("--data.root=x", *FAST, "--monitor=val/macro_f1").trainer["mode"] == "max"

@@ -22,8 +22,8 @@ def test_what_was_logged_after_the_checkpoint_is_not_shown_twice(flat, tmp_path,
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=3"]
     train_until(options, epoch=1, batch_idx=2)
     train.main([*options, "--ckpt_path=last"])
-    events = EventAccumulator(str(tmp_path / "lightning_logs/version_0")).Reload()
-    assert [event.step for event in events.Scalars("train/loss_step")] == list(range(9))
+    events = EventAccumulator(str(tmp_path / "lightning_logs/version_0/train")).Reload()
+    assert [event.step for event in events.Scalars("steps/loss")] == list(range(9))
 
 
 def test_auto_starts_resumes_and_then_has_nothing_to_do(flat, tmp_path, caplog):

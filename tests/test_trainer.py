@@ -24,13 +24,15 @@ def test_precision_is_chosen_for_the_device_and_said(caplog, monkeypatch):
 def test_the_trainer_needs_no_option(tmp_path):
     made = trainer.make_trainer("val/top1", max_epochs=1, accelerator="cpu", default_root_dir=tmp_path)
     names = [type(callback).__name__ for callback in made.callbacks]
-    assert {"LastCheckpoint", "StopAtNonFinite", "Throughput", "LearningRateMonitor", "ProgressBar"} <= set(names)
+    assert {"LastCheckpoint", "StopAtNonFinite", "Throughput", "LearningRates", "ProgressBar"} <= set(names)
     assert made.max_epochs == 1 and not list(tmp_path.iterdir())
 
 
 def test_best_is_chosen_by_what_the_task_names():
     made = trainer.make_trainer("val/map", accelerator="cpu", logger=False)
-    assert [c.monitor for c in made.checkpoint_callbacks if c.filename == "best"] == ["val/map"]
+    assert [(c.monitor, c.mode) for c in made.checkpoint_callbacks if c.filename == "best"] == [("val/map", "max")]
+    made = trainer.make_trainer("val/loss", mode="min", accelerator="cpu", logger=False)
+    assert [(c.monitor, c.mode) for c in made.checkpoint_callbacks if c.filename == "best"] == [("val/loss", "min")]
 
 
 def test_what_lightning_refuses_is_one_line():

@@ -51,6 +51,7 @@ class ResNetClassifier(LightningModule):
         UserError: An option is out of range; or the weights cannot be obtained, or belong to another architecture.
     """
 
+    MONITOR = "val/top1"  # selects the best checkpoint, by default
     RANGES: ClassVar = {
         "dropout": (0, 1),
         "lr": (0, INFINITY),
@@ -121,6 +122,11 @@ class ResNetClassifier(LightningModule):
         if "preprocessing" in options:
             eval_transform(options["preprocessing"])
 
+    @classmethod
+    def monitors(cls) -> dict[str, Literal["min", "max"]]:
+        """The metrics that can select the best checkpoint, and whether they are to be small or large."""
+        return {f"val/{name}": mode for name, mode in EvalMetrics.modes().items()}
+
     @property
     def head(self) -> nn.Linear:
         """The new last layer."""
@@ -185,13 +191,7 @@ class ResNetClassifier(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch of images or features to the metrics; labels are int64 `(B,)`, with `IGNORE` for padding."""
         images, labels = batch
-        logits = self(images)
-        self.val_metrics.update(logits, labels)
-        # No `if`, since reading the value would synchronize with the device; a batch of only padding counts as 0
-        num_counted = (labels != IGNORE).sum().clamp(min=1)
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / num_counted
-        top1 = (logits.argmax(dim=1) == labels).sum() / num_counted
-        self.log_dict({"val/loss_step": loss, "val/top1_step": top1}, on_step=True, on_epoch=False)
+        self.val_metrics.update(self(images), labels)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the metrics, as in `validation_step`."""
@@ -219,7 +219,8 @@ class ResNetClassifier(LightningModule):
         metrics.reset()
         for name, value in self.eval_results.items():
             if value.ndim == 0:
-                self.log(f"{stage}/{name}", value, prog_bar=name == "top1")
+                # Those of a test are logged with the options, at the end of the run
+                self.log(f"{stage}/{name}", value, prog_bar=name == "top1", logger=None if stage == "val" else False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams

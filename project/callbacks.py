@@ -68,7 +68,7 @@ class Throughput(Callback):
 
 
 class LearningRates(Callback):
-    """Log the learning rate of each part of the model, as `lr/PART`; groups that differ only in weight decay are one."""
+    """Log the learning rate of each part of the model, `lr/PART`; groups that differ in weight decay only are one."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from project import IGNORE, INFINITY, check_ranges, shortest
+from project import INFINITY, check_ranges, shortest
 from project.images import Preprocessing, eval_transform
 from project.metrics import EvalMetrics
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups

@@ -1,7 +1,6 @@
 """One training run: its options, its folder, and the checkpoint that it resumes from."""
 
 import logging
-import math
 import os
 import re
 import shlex
@@ -314,11 +313,3 @@ def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run)
             if stopped.status:
                 sys.exit(stopped.status)
     return True
-
-
-def best_checkpoint(trainer: Trainer) -> tuple[str, float]:
-    """The path of `best.ckpt` and its score, the monitored metric; an empty string and NaN if there is none."""
-    ours = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.filename == "best"]
-    if not ours or ours[-1].best_model_score is None:
-        return "", math.nan
-    return ours[-1].best_model_path, ours[-1].best_model_score.item()

@@ -69,6 +69,12 @@ def make_trainer(
     return build_trainer(**{**options, "callbacks": callbacks})
 
 
+def best_of(trainer: Trainer) -> ModelCheckpoint | None:
+    """The callback that keeps `best.ckpt`, with its path, score, metric and mode; None if nothing has been saved."""
+    ours = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.filename == "best"]
+    return ours[-1] if ours and ours[-1].best_model_score is not None else None
+
+
 def as_list(given: Any) -> list[Any]:
     """The list for an option that may be a list, a single item, or None."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from project import UserError, shortest
 from project.checkpoint import load_checkpoint, load_model
+from project.classification.averaging import average_with_head_start, what_it_is
 from project.classification.data import ImageData
 from project.classification.head_start import HeadStart
 from project.classification.model import ResNetClassifier, has_head_start
@@ -30,9 +32,9 @@ from project.classification.pictures import Pictures
 from project.cli import log, run
 from project.loggers import log_results
 from project.metrics import report, summarize
-from project.runs import Run, best_checkpoint, fit, start
+from project.runs import Run, fit, start
 from project.safety import user_errors
-from project.trainer import make_trainer
+from project.trainer import best_of, make_trainer
 from project.weights import make_resnet, preprocessing_for
 
 gc.enable()
@@ -67,18 +69,19 @@ def main(argv: list[str] | None = None) -> None:
     model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
 
     if fit(trainer, model, data, this):
+        average_with_head_start(trainer, data)
         evaluate(trainer, model, data, this, head_start)
     this.end()
 
 
 def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, head_start: HeadStart) -> None:
     """Test the best checkpoint, save its metrics in the run folder, and log what to do next."""
-    best, score = best_checkpoint(trainer)
+    best = best_of(trainer)
     data.choose_test_split("test")
     if best:  # as a new module, because FSDP keeps the parameters of the trained one
-        checkpoint = load_checkpoint(best)
+        checkpoint = load_checkpoint(best.best_model_path)
         model = load_model(checkpoint, ResNetClassifier)
-        log.info(outcome(trainer.current_epoch, checkpoint.content, score, head_start.val_metrics))
+        log.info(outcome(trainer.current_epoch, checkpoint.content, best, head_start.val_metrics))
         if checkpoint.content["global_step"] == 0 and head_start.val_features is not None:
             data.use_features({"val": head_start.val_features})  # used if there is no test split
     model.eval_results = {}
@@ -98,28 +101,27 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: R
     if isinstance(trainer.logger, TensorBoardLogger):
         log.info(f"TensorBoard: tensorboard --logdir {shlex.quote(shortest(this.folder.parent))}")
     if best:
-        scripts, path = Path(sys.argv[0]).parent, shlex.quote(shortest(best))
+        scripts, path = Path(sys.argv[0]).parent, shlex.quote(shortest(best.best_model_path))
         log.info(f"Evaluate:    python {scripts / 'evaluate.py'} --ckpt {path}")
         log.info(f"Predict:     python {scripts / 'predict.py'} --ckpt {path} IMAGE_OR_FOLDER")
 
 
-def outcome(epochs: int, best: dict[str, Any], score: float, at_start: dict[str, Any]) -> str:
+def outcome(epochs: int, content: dict[str, Any], best: ModelCheckpoint, at_start: dict[str, Any]) -> str:
     """One line on what training has gained.
 
     Args:
         epochs: Number of epochs trained.
-        best: Content of the best checkpoint.
-        score: Validation top-1 of the best checkpoint.
+        content: Content of the best checkpoint.
+        best: The callback that keeps it, with its score.
         at_start: Validation metrics of the head start; empty if there was none, or if the run was resumed.
     """
-    if best["global_step"] > 0:
-        before = f" (the head start: {at_start['val/top1']:.4f})" if at_start else ""
-        return f"Best: epoch {best['epoch'] + 1} of {epochs}, val top1 {score:.4f}{before}"
-    if epochs == 0:
-        return f"Best: the head start, val top1 {score:.4f}"
+    monitor, score = best.monitor or "", float(best.best_model_score or 0)
+    line = f"Best of {epochs} epochs: {what_it_is(content)}, {monitor.replace('/', ' ')} {score:.4f}"
+    if content["global_step"] > 0 or epochs == 0:
+        return line + (f" (the head start: {at_start[monitor]:.4f})" if at_start else "")
     return (
-        f"Best: the head start, val top1 {score:.4f}; {epochs} epochs of fine-tuning brought no gain. What may help: "
-        "more images, a lower --model.lr, or --config configs/head_only.yaml"
+        f"{line}; fine-tuning brought no gain. What may help: more images, a lower --model.lr, or "
+        "--config configs/head_only.yaml"
     )
 
 

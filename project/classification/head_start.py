@@ -7,8 +7,11 @@ fine-tuning", LP-FT, Kumar et al. 2022, arXiv 2202.10054). If the backbone stays
 
 import json
 import logging
+import os
 import random
+import shutil
 from hashlib import blake2b
+from pathlib import Path
 
 import torch
 import torchvision
@@ -20,10 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from project.cache import fingerprints, load_features, save_features
+from project.classification import HEAD_START
 from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
 from project.lightning_internals import save_with_metrics
 from project.samples import Samples
+from project.trainer import best_of
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +86,7 @@ class HeadStart(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({name: value.item() for name, value in self.val_metrics.items()}, step=0)
         self._save(trainer, monitored=True)
+        self._keep(trainer)
         self.rescale_head(pl_module)
         if trainer.max_epochs == 0:  # otherwise there will soon be one
             self._save(trainer, monitored=False)
@@ -89,6 +95,17 @@ class HeadStart(Callback):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and (callback.monitor is not None) == monitored:
                 save_with_metrics(trainer, callback, self.val_metrics)
+
+    def _keep(self, trainer: Trainer) -> None:
+        """Keep this first `best.ckpt` under a second name, for averages with it: a link, or else a copy."""
+        best = best_of(trainer)
+        if best is not None and trainer.max_epochs != 0 and trainer.is_global_zero:
+            kept = Path(best.best_model_path).with_name(HEAD_START)
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(best.best_model_path, kept)
+            except OSError:
+                shutil.copyfile(best.best_model_path, kept)
 
     def rescale_head(self, model: LightningModule) -> None:
         """Scale the fitted head down to the norm of a new one, which does not change the predicted classes.

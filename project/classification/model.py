@@ -1,6 +1,9 @@
 """The model: a pretrained ResNet with a new head, its loss, metrics and optimizer."""
 
 import os
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,7 +15,8 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from project import INFINITY, check_ranges, shortest
-from project.images import Preprocessing, eval_transform
+from project.checkpoint import load_model, open_checkpoint
+from project.images import Preprocessing, eval_reader, eval_transform
 from project.metrics import EvalMetrics
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
 from project.weights import Arch, make_resnet
@@ -203,6 +207,31 @@ class ResNetClassifier(LightningModule):
         images, notes = batch
         return self(images).softmax(dim=1), notes
 
+    @torch.inference_mode()
+    def predict(self, paths: Iterable[str | Path], top_k: int = 3, batch_size: int = 32) -> list[dict[str, float]]:
+        """Classify image files, on the device and in the precision that the model is in.
+
+        Args:
+            paths: Image files.
+            top_k: Number of classes to name.
+            batch_size: Images per step.
+
+        Returns:
+            For each file its classes with their probabilities, the most probable first.
+
+        Raises:
+            BadImage: A file cannot be read; the message names it.
+        """
+        self.eval()
+        results = []
+        rest = iter(paths)
+        while some := list(islice(rest, batch_size)):
+            images = torch.stack([eval_reader(self.hparams["preprocessing"])(str(path)) for path in some])
+            top = self(images.to(self.device)).softmax(dim=1).topk(min(top_k, len(self.class_names)))
+            for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+                results.append({self.class_names[i]: value for i, value in zip(indices, values, strict=True)})
+        return results
+
     def setup(self, stage: str) -> None:
         # FSDP saves the optimizer state of channels_last kernels correctly, but restores it in the wrong element order.
         if isinstance(self.trainer.strategy, FSDPStrategy):
@@ -245,6 +274,19 @@ class ResNetClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store `weights` as `none`: a reload takes them from the checkpoint, and must not fetch the initial ones."""
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "weights": "none"}
+
+
+def load(checkpoint: str | Path = "best", default_root_dir: str | Path = ".") -> ResNetClassifier:
+    """The trained model of a checkpoint, in eval mode on the CPU: `load("best").predict(["photo.jpg"])`.
+
+    Args:
+        checkpoint: A path, or `best` or `last` of the newest run.
+        default_root_dir: Where to look for the newest run: the folder that contains `lightning_logs`.
+
+    Raises:
+        UserError: The file is missing, damaged or unsafe, or this project did not write it.
+    """
+    return load_model(open_checkpoint(str(checkpoint), default_root_dir), ResNetClassifier)
 
 
 def has_head_start(weights: str, head_start: bool | None) -> bool:

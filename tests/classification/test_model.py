@@ -4,6 +4,8 @@ from helpers import PREPROCESSING, make
 from lightning.pytorch import Trainer
 
 from project import UserError
+from project.classification.model import load
+from project.images import eval_reader
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d"])
@@ -90,3 +92,20 @@ def test_class_weights_and_mixed_labels_reach_the_loss():
     model.class_weights = torch.tensor([0.0, 0.0, 1.0])
     only_last = torch.nn.functional.cross_entropy(model(images[5:]), labels[5:])
     assert model.training_step((images, labels), 0) == pytest.approx(only_last.item(), rel=1e-5)
+
+
+def test_a_loaded_model_predicts_files(away, split):
+    paths = sorted((split / "test").rglob("*.png"))
+    model = load("model.ckpt")
+    found = model.predict(paths, top_k=2, batch_size=4)
+    read = eval_reader(model.hparams["preprocessing"])
+    with torch.inference_mode():
+        expected = model(torch.stack([read(path) for path in paths])).softmax(dim=1)
+    assert [next(iter(classes)) for classes in found] == [model.class_names[i] for i in expected.argmax(dim=1)]
+    assert [next(iter(classes.values())) for classes in found] == pytest.approx(expected.amax(dim=1).tolist(), abs=1e-5)
+    assert all(len(classes) == 2 for classes in found) and model.predict([]) == []
+    (away / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"broken.png: "):
+        model.predict([away / "broken.png"])
+    with pytest.raises(UserError, match="no run"):
+        load("best")

@@ -1,0 +1,1 @@
+"""The commands. Installed as `project.scripts`: `from project.scripts.train import train`."""

@@ -24,12 +24,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from project import UserError, shortest
 from project.checkpoint import load_checkpoint, load_model
 from project.classification.data import ImageData
+from project.classification.evaluation import evaluate, save
 from project.classification.head_start import HeadStart
 from project.classification.model import ResNetClassifier, has_head_start
 from project.classification.pictures import Pictures
 from project.cli import log, run
 from project.loggers import log_results
-from project.metrics import report, summarize
+from project.results import origin
 from project.runs import Run, best_checkpoint, fit, start
 from project.safety import user_errors
 from project.trainer import make_trainer
@@ -67,32 +68,30 @@ def main(argv: list[str] | None = None) -> None:
     model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
 
     if fit(trainer, model, data, this):
-        evaluate(trainer, model, data, this, head_start)
+        evaluate_best(trainer, model, data, this, head_start)
     this.end()
 
 
-def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, head_start: HeadStart) -> None:
-    """Test the best checkpoint, save its metrics in the run folder, and log what to do next."""
+def evaluate_best(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, head_start: HeadStart) -> None:
+    """Evaluate the best checkpoint, save the results in the run folder, and log what to do next."""
     best, score = best_checkpoint(trainer)
     data.choose_test_split("test")
+    checkpoint = None
     if best:  # as a new module, because FSDP keeps the parameters of the trained one
         checkpoint = load_checkpoint(best)
         model = load_model(checkpoint, ResNetClassifier)
         log.info(outcome(trainer.current_epoch, checkpoint.content, score, head_start.val_metrics))
         if checkpoint.content["global_step"] == 0 and head_start.val_features is not None:
-            data.use_features({"val": head_start.val_features})  # used if there is no test split
-    model.eval_results = {}
+            data.use_features({"val": head_start.val_features})
     trainer.enable_autolog_hparams = False  # some loggers reject a second, different set, such as the reloaded one
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
-        trainer.test(model, datamodule=data, verbose=False)
-        summary: dict[str, Any] = {}
-        if model.eval_results:  # not with --limit_test_batches 0
-            summary = summarize(model.eval_results, model.class_names, data.test_split)
-            report(summary, model.eval_results["confusion"], this.folder)
+        evaluations = evaluate(trainer, model, data, list(dict.fromkeys(("val", data.test_split))))
+        if evaluations:  # not with --limit_test_batches 0
+            save(trainer, evaluations, data, this.folder, origin(checkpoint, data.root))
     if this.folder is None:
         return
-    if summary:
-        final = {f"final/{name}": value for name, value in summary.items() if isinstance(value, float)}
+    if evaluations:
+        final = {f"final/{name}": value for name, value in evaluations[-1].summary.items() if isinstance(value, float)}
         log_results(trainer, {name: this.config[name] for name in ("seed", "data", "model")}, final)
     log.info(f"Run folder:  {shortest(this.folder)}")
     if isinstance(trainer.logger, TensorBoardLogger):

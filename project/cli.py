@@ -62,7 +62,7 @@ def nearest(name: str, options: list[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else " (see --help)"
 
 
-def run(main: Callable[[], None]) -> NoReturn:
+def run(main: Callable[[], Any]) -> NoReturn:
     """Call a script's main function; a `UserError` is printed on one line, with exit status 1.
 
     Ctrl-C exits with 130 and SIGTERM with 143, as if they had not been caught; training catches them to save first.

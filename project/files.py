@@ -1,11 +1,14 @@
 """Files: written in full or not at all, and read without executing code that they contain."""
 
+import csv
 import errno
+import io
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +27,8 @@ except ImportError:  # Windows
 def whole(path: str | Path, durable: bool = False, previous: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a file for writing that replaces `path` only once it is complete.
 
-    Until then it is `NAME.part`, beside the file; after an error, the existing file is unchanged.
+    Until then it is `NAME.part`, beside the file; after an error, the existing file is unchanged. A pipe or a device,
+    which cannot be replaced, is written to directly.
 
     Args:
         path: The file. Its folder is created.
@@ -35,6 +39,10 @@ def whole(path: str | Path, durable: bool = False, previous: Path | None = None)
         OSError: The folder or the file cannot be written.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+        return
     # A durable file has one writer, whose draft replaces the one that a kill has left; others may have several.
     draft = path.with_name(f"{path.name}.part" if durable else f".{path.name}.{os.getpid()}.part")
     try:
@@ -63,6 +71,39 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text in full or not at all; file names that are not UTF-8 keep their bytes. Raises `OSError`."""
     with whole(path) as file:
         file.write(text.encode(errors="surrogateescape"))
+
+
+def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file in full or not at all, in UTF-8 with the mark at its start by which Excel recognizes UTF-8.
+
+    File names that are not UTF-8 keep their bytes. If `path` is a link, the file that it leads to is replaced.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with whole(os.path.realpath(path) if os.path.isfile(path) else path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[type-var]
+        csv.writer(text).writerows(rows)
+        text.detach()  # which writes all, but leaves the file open
+
+
+def create_first(folders: Iterable[Path]) -> Path:
+    """Create the first of these folders that does not exist; processes that do so at the same time get different ones.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    for folder in folders:
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise FileExistsError("all of the folders exist")
+
+
+def numbered(name: str) -> Iterator[str]:
+    """NAME, NAME_1, NAME_2, …"""
+    yield name
+    yield from (f"{name}_{number}" for number in count(1))
 
 
 def read_tensors(path: str, role: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import Tensor
@@ -204,6 +204,24 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seeds = torch.randint(2**62, (self.num_samples + missing,), generator=generator)
         mine = slice(self.rank, None, self.world_size)
         return torch.cat([order, fill])[mine], seeds[mine]
+
+
+def gather_in_order(trainer: Trainer, part: Tensor, num_samples: int) -> Tensor:
+    """The rows of all processes for the samples that `eval_loader` has divided among them, on the CPU.
+
+    Args:
+        trainer: Provides the processes, all of which must call this.
+        part: The rows of this process, `(M, …)` on its device, in the order of its loader.
+        num_samples: Size of the data set.
+
+    Returns:
+        `(num_samples, …)`, in the order of the samples; less if the number of batches was limited.
+    """
+    if trainer.world_size == 1:
+        return part[:num_samples].cpu()
+    # Process r had the samples r, r + world_size, …: interleaving the processes restores the order, with padding last.
+    gathered = trainer.strategy.all_gather(part)  # (world_size, M, …)
+    return gathered.transpose(0, 1).flatten(0, 1)[:num_samples].cpu()
 
 
 def set_up_worker(worker: int) -> None:

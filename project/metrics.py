@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,7 @@ from project import IGNORE
 from project.files import whole, write_text
 
 MANY = 20  # classes
+rcParams["text.parse_math"] = False  # a class may be called `$a$b`
 
 
 class CrossEntropy(Metric):
@@ -119,7 +121,7 @@ def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> 
         **{"top1": None, "top5": None, **scalars},  # these two first; top5 exists only with many classes
         "top1_interval": [round(bound, 4) for bound in wilson_interval(int(correct.sum()), int(support.sum()))],
         "per_class": {
-            name: {"precision": p, "recall": r, "support": n}
+            name: {"precision": round(p, 6), "recall": round(r, 6), "support": n}
             for name, p, r, n in zip(class_names, precision.tolist(), recall.tolist(), support.tolist(), strict=True)
         },
     }
@@ -140,7 +142,7 @@ def report(summary: dict[str, Any], confusion: Tensor, folder: Path | None) -> N
     """Print the metrics as tables, and write `metrics.json` and `confusion_matrix.png` to the folder, if there is one.
 
     Args:
-        summary: What `summarize` returned.
+        summary: What `summarize` returned, and what else `metrics.json` is to contain.
         confusion: Counts `(num_classes, num_classes)`, true class by predicted class.
         folder: Created if it does not exist.
 
@@ -148,9 +150,10 @@ def report(summary: dict[str, Any], confusion: Tensor, folder: Path | None) -> N
         OSError: The folder cannot be written.
     """
     if folder is not None:
-        write_text(folder / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         with whole(folder / "confusion_matrix.png") as file:
             confusion_figure(confusion, list(summary["per_class"])).savefig(file, format="png")
+        # last, since a run that has it counts as finished
+        write_text(folder / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     console = Console()
     for table in tables(summary):
         console.print(table)

@@ -1,6 +1,7 @@
 """The options of a training script: those of the data and the model from their signatures, those of the Trainer."""
 
 import inspect
+import json
 import logging
 import os
 import re
@@ -97,3 +98,14 @@ def json_config(parser: Parser, options: Namespace) -> dict[str, Any]:
         if os.path.exists(config[group][name]):
             config[group][name] = os.path.abspath(config[group][name])
     return {name: value for name, value in config.items() if name not in ("config", "ckpt_path", "find")}
+
+
+def as_argv(options: dict[str, Any], prefix: str = "--") -> list[str]:
+    """The command line for options by name, in which those of a group are a dictionary; objects cannot be given."""
+    argv: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, dict) and prefix == "--":
+            argv += as_argv(value, f"{prefix}{name}.")
+        else:
+            argv.append(f"{prefix}{name}={value if isinstance(value, str) else json.dumps(value)}")
+    return argv

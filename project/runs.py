@@ -24,7 +24,7 @@ from project.checkpoint import (
     load_state,
     open_checkpoint,
 )
-from project.files import check_writable, lock
+from project.files import check_writable, create_first, lock, numbered
 from project.loading import ResumableData
 from project.loggers import make_loggers, with_save_dir
 from project.optim import GROUP_NAMES
@@ -269,16 +269,11 @@ def new_folder(root: Path, name: str | None) -> Path:
     check_writable(parent, "--default_root_dir")
     numbers = [int(found[1]) for path in parent.iterdir() if (found := re.fullmatch(r"version_(\d+)", path.name))]
     first = max(numbers, default=-1) + 1
-    for number in count():
-        folder = parent / (f"version_{first + number}" if name is None else f"{name}_{number}" if number else name)
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"cannot create {folder} ({error.strerror}); choose another --name") from error
-    raise AssertionError
+    names = (f"version_{n}" for n in count(first)) if name is None else numbered(name)
+    try:
+        return create_first(parent / name for name in names)
+    except OSError as error:
+        raise UserError(f"cannot create {error.filename} ({error.strerror}); choose another --name") from error
 
 
 def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run) -> bool:

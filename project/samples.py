@@ -128,7 +128,7 @@ def read_manifest(path: str) -> dict[str, Samples]:
 def complete_splits(
     samples: dict[str, Samples], val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, Samples]:
-    """Draw missing splits, class by class, and drop empty ones; `say_what_is_drawn` tells the user.
+    """Draw missing splits, class by class, and drop empty ones; `what_is_drawn` tells the user.
 
     Args:
         samples: Samples by split, as returned by `find_samples`.
@@ -153,12 +153,13 @@ def complete_splits(
     return {split: samples[split] for split in ("train", "val", "test") if samples.get(split)}
 
 
-def say_what_is_drawn(samples: dict[str, Samples], val_fraction: float, test_fraction: float) -> None:
-    """Log which splits `complete_splits` draws; arguments as there."""
+def what_is_drawn(samples: dict[str, Samples], val_fraction: float, test_fraction: float) -> str:
+    """Which splits `complete_splits` draws, in words; empty if it draws none. Arguments as there."""
     if "all" in samples:
-        log.info(f"No splits given: drew {val_fraction:.0%} for val and {test_fraction:.0%} for test")
-    elif "train" in samples and not samples.get("val"):
-        log.info(f"No val split given: drew {val_fraction:.0%} of train for val")
+        return f"no splits given: drew {val_fraction:.0%} for val and {test_fraction:.0%} for test"
+    if "train" in samples and not samples.get("val"):
+        return f"no val split given: drew {val_fraction:.0%} of train for val"
+    return ""
 
 
 def stratified_split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:

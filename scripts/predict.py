@@ -8,10 +8,10 @@ import gc
 
 gc.disable()  # importing torch, torchvision and Lightning takes a second less without it
 
-import csv
 import os
 import sys
-from typing import Literal, TextIO
+from collections.abc import Iterator
+from typing import TextIO
 
 import torch
 from torch.utils.data import DataLoader
@@ -21,6 +21,7 @@ from project.checkpoint import load_model, open_checkpoint
 from project.classification.datasets import FileDataset
 from project.classification.model import ResNetClassifier
 from project.cli import Parser, log, run
+from project.files import write_csv
 from project.images import list_images
 from project.loading import default_workers
 from project.safety import user_errors
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--output {args.output} is one of the images")
 
     if args.output:
-        open_csv(args.output, "a").close()  # fail before the work, not after it
+        check_output(args.output)
 
     loader = DataLoader(
         FileDataset(paths, model.hparams["preprocessing"]),
@@ -73,12 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     values, indices = probabilities.topk(min(args.top_k, len(model.class_names)))
     names = [[model.class_names[i] for i in row] for row in indices.tolist()]
     if args.output:
-        target = os.path.realpath(args.output)
-        draft = f"{target}.part" if os.path.isfile(target) else target  # which may be a pipe
         with user_errors(args.batch_size, options="--"):
-            with open_csv(draft, "w") as file:
-                write_csv(file, paths, names, values.tolist(), errors)
-            os.replace(draft, target)
+            write_csv(args.output, table(paths, names, values.tolist(), errors))
     else:
         write_lines(sys.stdout, paths, names, values.tolist(), errors)
 
@@ -88,25 +85,26 @@ def main(argv: list[str] | None = None) -> None:
         log.info(f"Written: {args.output}")
 
 
-def open_csv(path: str, mode: Literal["a", "w"]) -> TextIO:
-    """Open a CSV file for writing. Raises `UserError`."""
+def check_output(path: str) -> None:
+    """Fail before the work, not after it, if a file cannot be written. Raises `UserError`."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        return  # a pipe, whose reader would take a first closing for the end
     try:
-        return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
+        open(path, "ab").close()
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror})") from error
 
 
-def write_csv(
-    file: TextIO, paths: list[str], names: list[list[str]], values: list[list[float]], errors: list[str]
-) -> None:
-    """Write the columns `path,label,probability,label_2,probability_2,…,error`; an unreadable file has no labels."""
-    writer = csv.writer(file)
+def table(
+    paths: list[str], names: list[list[str]], values: list[list[float]], errors: list[str]
+) -> Iterator[list[str]]:
+    """Rows of the columns `path,label,probability,label_2,probability_2,…,error`; an unreadable file has no labels."""
     ranks = ["", *(f"_{k}" for k in range(2, len(names[0]) + 1))]
-    writer.writerow(["path", *(f"{column}{rank}" for rank in ranks for column in ("label", "probability")), "error"])
+    yield ["path", *(f"{column}{rank}" for rank in ranks for column in ("label", "probability")), "error"]
     for path, labels, shares, error in zip(paths, names, values, errors, strict=True):
         pairs = zip(labels, shares, strict=True)
         cells = ["", ""] * len(ranks) if error else [cell for name, p in pairs for cell in (name, f"{p:.6f}")]
-        writer.writerow([path, *cells, error])
+        yield [path, *cells, error]
 
 
 def write_lines(

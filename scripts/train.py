@@ -14,7 +14,6 @@ import gc
 gc.disable()  # importing torch, torchvision and Lightning takes a second less without it
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,14 @@ from project import UserError, shortest
 from project.checkpoint import load_checkpoint, load_model
 from project.classification.averaging import average_with_head_start, what_it_is
 from project.classification.data import ImageData
+from project.classification.evaluation import evaluate, save
 from project.classification.head_start import HeadStart
 from project.classification.model import ResNetClassifier, has_head_start
 from project.classification.pictures import Pictures
-from project.cli import log, run
+from project.cli import log, run, set_up_messages
 from project.loggers import log_results
-from project.metrics import report, summarize
+from project.options import as_argv
+from project.results import Trained, origin
 from project.runs import Run, fit, start
 from project.safety import user_errors
 from project.trainer import best_of, make_trainer
@@ -47,7 +48,7 @@ SAMPLE = [
 ]
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> Trained:
     """Train and evaluate. Raises `UserError`."""
     this = start(__doc__.split("\n")[0], ImageData, ResNetClassifier, SAMPLE, argv)
     options = this.options
@@ -68,42 +69,75 @@ def main(argv: list[str] | None = None) -> None:
     data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
     model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
 
+    metrics: dict[str, Any] = {}
     if fit(trainer, model, data, this):
         average_with_head_start(trainer, data)
-        evaluate(trainer, model, data, this, head_start)
+        metrics = evaluate_best(trainer, model, data, this, head_start)
     this.end()
+    best = best_of(trainer)
+    return Trained(this.folder, Path(best.best_model_path) if best else None, metrics)
 
 
-def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, head_start: HeadStart) -> None:
-    """Test the best checkpoint, save its metrics in the run folder, and log what to do next."""
+def train(root: str | Path | None = None, **options: Any) -> Trained:
+    """The command as a function: `train("photos", max_epochs=5, model={"arch": "resnet18"})`.
+
+    Args:
+        root: The images, as for `--data.root`; the built-in sample if None.
+        options: Those of the command line, those of the data and the model in a dictionary each: `data={…}`.
+
+    Raises:
+        UserError: The images or the value of an option cannot be used.
+    """
+    set_up_messages()
+    return main(as_argv({"data.root": root and str(root), **options}))
+
+
+def evaluate_best(
+    trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, head_start: HeadStart
+) -> dict[str, Any]:
+    """Evaluate the best checkpoint, save the results in the run folder, and log what to do next.
+
+    Returns:
+        The metrics, as in `metrics.json`.
+    """
     best = best_of(trainer)
     data.choose_test_split("test")
+    checkpoint = None
     if best:  # as a new module, because FSDP keeps the parameters of the trained one
         checkpoint = load_checkpoint(best.best_model_path)
         model = load_model(checkpoint, ResNetClassifier)
         log.info(outcome(trainer.current_epoch, checkpoint.content, best, head_start.val_metrics))
         if checkpoint.content["global_step"] == 0 and head_start.val_features is not None:
-            data.use_features({"val": head_start.val_features})  # used if there is no test split
-    model.eval_results = {}
+            data.use_features({"val": head_start.val_features})
     trainer.enable_autolog_hparams = False  # some loggers reject a second, different set, such as the reloaded one
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
-        trainer.test(model, datamodule=data, verbose=False)
         summary: dict[str, Any] = {}
-        if model.eval_results:  # not with --limit_test_batches 0
-            summary = summarize(model.eval_results, model.class_names, data.test_split)
-            report(summary, model.eval_results["confusion"], this.folder)
+        evaluations = evaluate(trainer, model, data, list(dict.fromkeys(("val", data.test_split))))
+        if evaluations:  # not with --limit_test_batches 0
+            summary = save(trainer, evaluations, data, this.folder, origin(checkpoint, data.root))
     if this.folder is None:
-        return
+        return summary
     if summary:
-        final = {f"{data.test_split}/{name}": value for name, value in summary.items() if isinstance(value, float)}
-        log_results(trainer, {name: this.config[name] for name in ("seed", "data", "model")}, final)
+        figures = {name: value for name, value in summary.items() if isinstance(value, float)}
+        log_results(
+            trainer, hparams(this, data), {f"{data.test_split}/{name}": value for name, value in figures.items()}
+        )
     log.info(f"Run folder:  {shortest(this.folder)}")
     if isinstance(trainer.logger, TensorBoardLogger):
         log.info(f"TensorBoard: tensorboard --logdir {shlex.quote(shortest(this.folder.parent))}")
     if best:
-        scripts, path = Path(sys.argv[0]).parent, shlex.quote(shortest(best.best_model_path))
-        log.info(f"Evaluate:    python {scripts / 'evaluate.py'} --ckpt {path}")
-        log.info(f"Predict:     python {scripts / 'predict.py'} --ckpt {path} IMAGE_OR_FOLDER")
+        scripts, path = (shlex.quote(shortest(p)) for p in (Path(__file__).parent, best.best_model_path))
+        log.info(f"Evaluate:    python {scripts}/evaluate.py --ckpt {path}")
+        log.info(f"Predict:     python {scripts}/predict.py --ckpt {path} IMAGE_OR_FOLDER")
+    return summary
+
+
+def hparams(this: Run, data: ImageData) -> dict[str, Any]:
+    """The options of a run with those first that matter most, as TensorBoard shows only the first few of its table."""
+    h, d = this.config["model"], this.config["data"]
+    first = {"arch": h["arch"], "batch_size": d["batch_size"], "epochs": this.config["max_epochs"]}
+    more = {name: this.config[name] for name in ("seed", "data", "model")}
+    return {**first, "image_size": data.preprocessing["crop_size"], "lr": h["lr"], "more": more}
 
 
 def outcome(epochs: int, content: dict[str, Any], best: ModelCheckpoint, at_start: dict[str, Any]) -> str:
@@ -125,5 +159,10 @@ def outcome(epochs: int, content: dict[str, Any], best: ModelCheckpoint, at_star
     )
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command `finetune-train`."""
     run(main)
+
+
+if __name__ == "__main__":
+    cli()

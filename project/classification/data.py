@@ -16,7 +16,7 @@ from project.classification.datasets import FeatureDataset, ImageDataset
 from project.classification.transforms import fit_preprocessing, mix_transform, train_transform
 from project.images import Preprocessing, eval_reader
 from project.loading import ResumableData
-from project.samples import Samples, class_list, complete_splits, find_samples, say_what_is_drawn
+from project.samples import Samples, class_list, complete_splits, find_samples, what_is_drawn
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class ImageData(ResumableData):
         # New images are decoded to be checked; those that are kept until training starts: (3, size, size) by path
         pixels = 3 * self.preprocessing["crop_size"] ** 2 if keep_decoded else None
         good, self.decoded = drop_bad_images(listed, bad_images, check, eval_reader(self.preprocessing), pixels)
-        say_what_is_drawn(good, val_fraction, test_fraction)
+        self.drawn = what_is_drawn(good, val_fraction, test_fraction)
         self.samples = drawn if good is listed else draw(good)
         self.class_names = class_list(self.samples)
         self.test_split = "test" if "test" in self.samples else "val"
@@ -154,11 +154,13 @@ class ImageData(ResumableData):
 
     def describe(self) -> str:
         """One line for the log on what was found."""
-        splits = ", ".join(f"{len(samples):,} {split}" for split, samples in self.samples.items())
+        if self.test_split == "all":
+            images = f"all {len(self.samples['all']):,} images, {'no splits given' if self.drawn else 'of every split'}"
+        else:
+            images = ", ".join(f"{len(samples):,} {split}" for split, samples in self.samples.items()) + " images"
+            images += f" ({self.drawn})" if self.drawn else ""
         size = self.preprocessing["crop_size"]
-        return (
-            f"{shortest(self.root)}: {len(self.class_names)} classes; {splits} images; seen at {size} x {size} pixels"
-        )
+        return f"{shortest(self.root)}: {len(self.class_names)} classes; {images}; seen at {size} x {size} pixels"
 
     def choose_test_split(self, split: str) -> None:
         """Select the split of `test_dataloader`: `train`, `val`, `test` (if there is none, `val`) or `all`."""

@@ -27,6 +27,7 @@ from project.classification import HEAD_START
 from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
 from project.lightning_internals import save_with_metrics
+from project.loading import gather_in_order
 from project.samples import Samples
 from project.trainer import best_of
 
@@ -226,11 +227,8 @@ def compute_features(trainer: Trainer, model: ResNetClassifier, data: ImageData,
             mine.append(model.features(images.to(model.device, non_blocking=True)).cpu())
     model.train()
     features = torch.cat(mine)
-    if trainer.world_size == 1:
-        return features
-    # Process r had the images r, r + world_size, …: interleaving the processes restores the order, with padding last.
-    gathered = trainer.strategy.all_gather(features.float().to(model.device)).cpu()  # (world_size, N / world_size, F)
-    return gathered.transpose(0, 1).flatten(0, 1)[: len(samples)].to(features.dtype)
+    part = features if trainer.world_size == 1 else features.float().to(model.device)
+    return gather_in_order(trainer, part, len(samples)).to(features.dtype)
 
 
 def fit_head(

@@ -197,10 +197,12 @@ class ResNetClassifier(LightningModule):
         images, labels = batch
         self.val_metrics.update(self(images), labels)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the metrics, as in `validation_step`."""
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Add a batch to the metrics, as in `validation_step`. Returns the logits, float32 `(B, num_classes)`."""
         images, labels = batch
-        self.test_metrics.update(self(images), labels)
+        logits = self(images)
+        self.test_metrics.update(logits, labels)
+        return logits
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> tuple[Tensor, Any]:
         """Probabilities, float32 `(B, num_classes)`, and what the loader returned with the images."""

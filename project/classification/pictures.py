@@ -1,7 +1,8 @@
-"""Figures that are logged in training: the first batch as the network sees it, and the confusion matrix."""
+"""Pictures of a run: the first batch as the network sees it, the confusion matrix, and the images that are wrong."""
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
@@ -11,6 +12,9 @@ from project.callbacks import run_folder
 from project.classification.model import ResNetClassifier
 from project.loggers import log_figure
 from project.metrics import confusion_figure
+
+COLUMNS = 4
+MAX_IMAGES = 16  # in one grid
 
 
 class Pictures(Callback):
@@ -33,24 +37,54 @@ class Pictures(Callback):
             log_figure(trainer, "val/confusion_matrix", figure, run_folder(trainer))
 
 
-def image_grid(images: Tensor, labels: Tensor, class_names: list[str], limit: int = 16) -> Figure:
-    """A grid of training images, augmented as the network sees them, with the names of their classes.
+def image_grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Figure:
+    """A grid of up to 16 training images, augmented as the network sees them, with the names of their classes.
 
     Args:
         images: uint8 or float `(B, 3, H, W)`, 0 to 255.
         labels: int64 `(B,)`, or float `(B, num_classes)` for mixed images, of which the strongest class is named.
         class_names: Class names, in the order of the labels.
-        limit: Maximum number of images shown.
     """
-    images = images[:limit].detach().to("cpu", torch.uint8).permute(0, 2, 3, 1)
+    pixels = images[:MAX_IMAGES].detach().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     mixed = labels.ndim == 2
-    labels = (labels.argmax(dim=1) if mixed else labels).cpu()
-    columns = min(8, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if i < len(images):
-            axes.imshow(images[i].numpy())
-            axes.set_title(class_names[labels[i]] + (" (mixed)" if mixed else ""), fontsize=9)
+    names = [class_names[i] for i in (labels.argmax(dim=1) if mixed else labels).tolist()]
+    titles = [shortened(name, 16) + ("\n(mixed)" if mixed else "") for name in names[:MAX_IMAGES]]
+    return grid_figure({"": list(zip(pixels, titles, strict=True))}, width=4.2)
+
+
+def grid_figure(sections: dict[str, list[tuple[np.ndarray | None, str]]], width: float) -> Figure:
+    """Images with titles in rows of four, in sections with a heading.
+
+    Args:
+        sections: By heading, images uint8 `(H, W, 3)` with their titles; None for an image that cannot be read.
+        width: Width of the figure in inches; the narrower, the larger is the text beside the images.
+    """
+    lines = max((1 + title.count("\n") for images in sections.values() for _, title in images), default=0)
+    side, row_height, margin = width / COLUMNS, width / COLUMNS + 0.15 * lines, 0.05  # inches, as all here
+    rows = {heading: -(-len(images) // COLUMNS) for heading, images in sections.items()}
+    total = margin + sum(0.35 * bool(heading) + row_height * rows[heading] for heading in sections)
+    figure = Figure(figsize=(width, total), dpi=160)
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all: with one for each image, it takes seconds
+    axes.axis("off")
+    top = 0.0
+    for heading, images in sections.items():
+        if heading:
+            axes.text(width / 2, top + 0.2, heading, ha="center", va="center", fontsize=9)
+            top += 0.35
+        for i, (pixels, title) in enumerate(images):
+            row, column = divmod(i, COLUMNS)
+            left, bottom = column * side, top + (row + 1) * row_height
+            middle, upper = left + side / 2, bottom - side + 2 * margin
+            axes.text(middle, upper - 0.03, title, ha="center", va="bottom", fontsize=8)
+            if pixels is None:
+                axes.text(middle, bottom - side / 2, "cannot be read", ha="center", va="center", fontsize=8)
+            else:
+                axes.imshow(pixels, extent=(left + margin, left + side - margin, bottom, upper))
+        top += rows[heading] * row_height
+    axes.set(xlim=(0, width), ylim=(total, 0), aspect="auto")
     return figure
+
+
+def shortened(name: str, length: int) -> str:
+    """The name, cut to this length with `…` at its end."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"

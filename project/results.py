@@ -1,0 +1,71 @@
+"""Where the results of an evaluation go, and what they are the results of."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from project import UserError
+from project.checkpoint import Checkpoint
+
+RESULTS = ("metrics.json", "confusion_matrix.png", "predictions.csv", "mistakes.png")
+
+
+class Trained(NamedTuple):
+    """What a run has brought.
+
+    Attributes:
+        folder: The run folder; None on all processes but the first, and with `--fast_dev_run`.
+        best: Its `best.ckpt`, if there is one.
+        metrics: The content of its `metrics.json`; empty if nothing was left to do.
+    """
+
+    folder: Path | None
+    best: Path | None
+    metrics: dict[str, Any]
+
+
+def evaluations_folder(checkpoint: str) -> Path:
+    """The folder for all evaluations of a checkpoint: in its run folder or, if it lies in none, beside it."""
+    folder = Path(checkpoint).absolute().parent
+    in_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    return (folder.parent if in_run else folder) / "evaluations"
+
+
+def evaluation_name(root: str, trained_on: Any, split: str) -> str:
+    """What the folder of an evaluation is called: after its split and, if it is not the training data, its data.
+
+    Args:
+        root: The data, a folder or a manifest.
+        trained_on: The training data, as the checkpoint names it.
+        split: The split.
+    """
+    if os.path.realpath(root) == os.path.realpath(str(trained_on)):
+        return split
+    return f"{os.path.basename(os.path.abspath(root)).removesuffix('.csv') or 'data'}-{split}"
+
+
+def check_unused(folder: Path, option: str) -> None:
+    """Refuse a folder that already holds results. Raises `UserError`."""
+    if found := [name for name in RESULTS if os.path.lexists(folder / name)]:
+        raise UserError(f"{option} {folder} already holds {found[0]}, which is kept: name another folder")
+
+
+def origin(checkpoint: Checkpoint | None, root: str) -> dict[str, Any]:
+    """What results are of, for `metrics.json`: the checkpoint, when in training it was saved, and the data.
+
+    Args:
+        checkpoint: The checkpoint; None if there is none.
+        root: The data, a folder or a manifest.
+
+    Returns:
+        `checkpoint` and `data`, which are absolute paths; `epoch`, counted from 1, or 0 before training; and `step`.
+        What is not known is None.
+    """
+    content: dict[str, Any] = {} if checkpoint is None else checkpoint.content
+    epoch, step = (n if isinstance(n := content.get(name), int) else None for name in ("epoch", "global_step"))
+    return {
+        "checkpoint": checkpoint and os.path.abspath(checkpoint.path),
+        "epoch": None if epoch is None else epoch + 1 if step else 0,
+        "step": step,
+        "data": os.path.abspath(root),
+    }

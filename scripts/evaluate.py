@@ -6,28 +6,25 @@
 The data is what the checkpoint was trained on, with the same splits, or given by --data.root, with the same classes.
 """
 
-import gc
-
-gc.disable()  # importing torch, torchvision and Lightning takes a second less without it
-
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import Namespace
+from project.imports import quick_imports
 
-from project import UserError
-from project.checkpoint import check_classes, load_model, open_checkpoint
-from project.classification.data import ImageData
-from project.classification.model import ResNetClassifier
-from project.cli import Parser, log, run
-from project.files import check_writable
-from project.images import Preprocessing
-from project.metrics import report, summarize
-from project.safety import user_errors
-from project.trainer import add_device_options, inference_trainer
+with quick_imports():
+    from jsonargparse import Namespace
 
-gc.enable()
+    from project import UserError
+    from project.checkpoint import check_classes, load_model, open_checkpoint
+    from project.classification.data import ImageData
+    from project.classification.model import ResNetClassifier
+    from project.cli import Parser, log, run
+    from project.files import check_writable
+    from project.images import Preprocessing
+    from project.metrics import report, summarize
+    from project.safety import user_errors
+    from project.trainer import add_device_options, inference_trainer
 
 
 def make_parser() -> Parser:

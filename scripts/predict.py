@@ -4,29 +4,26 @@ python scripts/predict.py --ckpt best photo.jpg                                 
 python scripts/predict.py --ckpt best.ckpt FOLDER more/*.png --output predictions.csv --top_k 5
 """
 
-import gc
-
-gc.disable()  # importing torch, torchvision and Lightning takes a second less without it
-
 import csv
 import os
 import sys
 from typing import Literal, TextIO
 
-import torch
-from torch.utils.data import DataLoader
+from project.imports import quick_imports
 
-from project import INFINITY, UserError, check_ranges
-from project.checkpoint import load_model, open_checkpoint
-from project.classification.datasets import FileDataset
-from project.classification.model import ResNetClassifier
-from project.cli import Parser, log, run
-from project.images import list_images
-from project.loading import default_workers
-from project.safety import user_errors
-from project.trainer import add_device_options, inference_trainer
+with quick_imports():
+    import torch
+    from torch.utils.data import DataLoader
 
-gc.enable()
+    from project import INFINITY, UserError, check_ranges
+    from project.checkpoint import load_model, open_checkpoint
+    from project.classification.datasets import FileDataset
+    from project.classification.model import ResNetClassifier
+    from project.cli import Parser, log, run
+    from project.images import list_images
+    from project.loading import default_workers
+    from project.safety import user_errors
+    from project.trainer import add_device_options, inference_trainer
 
 RANGES = {"top_k": (1, INFINITY), "batch_size": (1, INFINITY), "num_workers": (0, INFINITY)}
 

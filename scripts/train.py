@@ -9,33 +9,30 @@
 Options of Lightning's Trainer are at the top level, those of the data and the model under `data.` and `model.`.
 """
 
-import gc
-
-gc.disable()  # importing torch, torchvision and Lightning takes a second less without it
-
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from project.imports import quick_imports
 
-from project import UserError, shortest
-from project.checkpoint import load_checkpoint, load_model
-from project.classification.data import ImageData
-from project.classification.head_start import HeadStart
-from project.classification.model import ResNetClassifier, has_head_start
-from project.classification.pictures import Pictures
-from project.cli import log, run
-from project.loggers import log_results
-from project.metrics import report, summarize
-from project.runs import Run, best_checkpoint, fit, start
-from project.safety import user_errors
-from project.trainer import make_trainer
-from project.weights import make_resnet, preprocessing_for
+with quick_imports():
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import TensorBoardLogger
 
-gc.enable()
+    from project import UserError, shortest
+    from project.checkpoint import load_checkpoint, load_model
+    from project.classification.data import ImageData
+    from project.classification.head_start import HeadStart
+    from project.classification.model import ResNetClassifier, has_head_start
+    from project.classification.pictures import Pictures
+    from project.cli import log, run
+    from project.loggers import log_results
+    from project.metrics import report, summarize
+    from project.runs import Run, best_checkpoint, fit, start
+    from project.safety import user_errors
+    from project.trainer import make_trainer
+    from project.weights import make_resnet, preprocessing_for
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = [
@@ -47,7 +44,7 @@ SAMPLE = [
 
 def main(argv: list[str] | None = None) -> None:
     """Train and evaluate. Raises `UserError`."""
-    this = start(__doc__.split("\n")[0], ImageData, ResNetClassifier, SAMPLE, argv)
+    this = start(__doc__, ImageData, ResNetClassifier, SAMPLE, argv)
     options = this.options
     head_start = HeadStart()
     trainer = make_trainer("val/top1", [head_start, Pictures()], **this.trainer)

@@ -74,6 +74,13 @@ class ImageData(ResumableData):
         "mixup": (0, INFINITY),
         "cutmix": (0, INFINITY),
     }
+    MAIN_OPTIONS: ClassVar = {  # those that `--help` shows
+        "root": "DIR/<class>/*.jpg, DIR/train|val|test/<class>/*.jpg, or a CSV file [a sample]",
+        "image_size": "side of the square that is seen, in pixels [suits weights and images]",
+        "batch_size": "images per step and device",
+        "balance": "for classes of unequal size: sampler or loss",
+        "bad_images": "what to do with broken files: error or skip",
+    }
     RENAMED: ClassVar[dict[str, dict[str, str]]] = {}
     REMOVED = ("pin_memory", "persistent_workers")  # options of older versions, which their configs contain
 

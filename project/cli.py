@@ -104,7 +104,8 @@ class Help(argparse.Action):
         options = {**options, "nargs": "?", "metavar": "all", "default": argparse.SUPPRESS}
         super().__init__(option_strings, argparse.SUPPRESS, **options)
 
-    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> NoReturn:
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        """Print the main options or, if `value` is `all`, all of them, and exit."""
         print(parser.format_help() if value == "all" else parser.format_main_help(), end="")
         parser.exit()
 

@@ -69,9 +69,9 @@ def make_parser(description: str, data_class: type, model_class: type) -> tuple[
     parser.add_argument("--find", type=Any, help=SUPPRESS)  # of older versions
     # Our samplers divide the data among the processes, and count every image once.
     parser.set_defaults(max_epochs=10, log_every_n_steps=10, use_distributed_sampler=False, enable_model_summary=False)
-    described_by = {"data.": data_class, "model.": model_class, "": Trainer}
-    hints = {prefix + name: t for prefix, d in described_by.items() for name, t in get_type_hints(d.__init__).items()}
-    parser.allow_bare({name for name, hint in hints.items() if bool in (hint, *get_args(hint))})
+    for prefix, described in (("data.", data_class), ("model.", model_class), ("", Trainer)):
+        hints = get_type_hints(described.__init__)  # type: ignore[misc]
+        parser.allow_bare({prefix + name for name, hint in hints.items() if bool in (hint, *get_args(hint))})
     return parser, [*trainer_options, "precision"]
 
 
@@ -88,6 +88,11 @@ def check_options(options: Namespace, data_class: Any, model_class: Any) -> None
         described.check_options(**options[group])
     if options.find is not None:
         raise UserError("--find: values are now found by python scripts/find.py, with the same options")
+    if options.barebones:
+        raise UserError(
+            "--barebones: no figures would be left to report; for a run that is nearly as bare: --logger false "
+            "--enable_checkpointing false --enable_progress_bar false --num_sanity_val_steps 0"
+        )
     check_ranges("", RANGES, vars(options))
     if options.name is not None and (
         not re.fullmatch(r"\w[^/\\]{0,99}", options.name) or re.search(r"_\d+$", options.name)

@@ -91,6 +91,10 @@ def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path)
         (["--data.val_fraction=1"], "--data.val_fraction 1.0"),
         (["--save_every_steps=0"], "--save_every_steps 0: must be at least 1"),
         (["--seed=-1"], "--seed -1: must be from 0"),
+        (
+            ["--barebones"],
+            "--barebones: no figures would be left to report; for a run that is nearly as bare: --logger",
+        ),
         (["--name=a/b"], "--name a/b: must be usable as the name of a folder"),
         (["--model.weights=IMAGENET1K_V9"], "no torchvision weights of resnet18"),
         (["--model.weights=nowhere.pth"], "nowhere.pth: no such file"),

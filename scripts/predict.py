@@ -7,6 +7,7 @@ python scripts/predict.py --ckpt best.ckpt FOLDER more/*.png --output prediction
 import csv
 import os
 import sys
+from collections import Counter
 from typing import Literal, TextIO
 
 from project.imports import quick_imports
@@ -15,12 +16,12 @@ with quick_imports():
     import torch
     from torch.utils.data import DataLoader
 
-    from project import INFINITY, UserError, check_ranges
+    from project import INFINITY, UserError, check_ranges, first_few
     from project.checkpoint import load_model, open_checkpoint
     from project.classification.datasets import FileDataset
     from project.classification.model import ResNetClassifier
     from project.cli import Parser, log, run
-    from project.images import list_images
+    from project.images import list_images, passed_over
     from project.loading import default_workers
     from project.safety import user_errors
     from project.trainer import add_device_options, inference_trainer
@@ -49,9 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     check_ranges("", RANGES, vars(args))
     model = load_model(open_checkpoint(args.ckpt, args.default_root_dir), ResNetClassifier)
-    paths = [path for given in args.images for path in (list_images(given)[0] if os.path.isdir(given) else [given])]
-    if not paths:
-        raise UserError(f"no images under {', '.join(args.images)}")
+    paths = find_images(args.images)
     if args.output and os.path.realpath(args.output) in map(os.path.realpath, paths):
         raise UserError(f"--output {args.output} is one of the images")
 
@@ -79,10 +78,26 @@ def main(argv: list[str] | None = None) -> None:
     else:
         write_lines(sys.stdout, paths, names, values.tolist(), errors)
 
-    if num_bad := sum(map(bool, errors)):
-        log.warning(f"{num_bad} of {len(paths)} files could not be read")
     if args.output:
         log.info(f"Written: {args.output}")
+    if all(errors):
+        reasons = [f"{path}: {error}" for path, error in zip(paths, errors, strict=True)]
+        raise UserError(f"no file could be read: {first_few(reasons)}")
+    if num_bad := sum(map(bool, errors)):
+        log.warning(f"{num_bad} of {len(paths)} files could not be read")
+
+
+def find_images(given: list[str]) -> list[str]:
+    """The given files and the images in the given folders, logging what is passed over. Raises `UserError`."""
+    paths = []
+    for path in given:
+        images, others = list_images(path) if os.path.isdir(path) else ([path], Counter())
+        paths += images
+        if others:
+            log.warning(f"{path}: {passed_over(others)}")
+    if not paths:
+        raise UserError(f"no images under {', '.join(given)}")
+    return paths
 
 
 def open_csv(path: str, mode: Literal["a", "w"]) -> TextIO:

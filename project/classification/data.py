@@ -125,7 +125,7 @@ class ImageData(ResumableData):
         good, self.decoded = drop_bad_images(listed, bad_images, check, eval_reader(self.preprocessing), pixels)
         say_what_is_drawn(good, val_fraction, test_fraction)
         self.samples = drawn if good is listed else draw(good)
-        self.class_names = class_list(self.samples)
+        self.class_names = class_list(self.samples, root)
         self.test_split = "test" if "test" in self.samples else "val"
         self.train_transform = train_transform(self.preprocessing, crop_scale, flip, auto_augment, random_erasing)
         self.mix = mix_transform(mixup, cutmix, len(self.class_names))

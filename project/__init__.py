@@ -3,8 +3,10 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+PACKAGE = Path(__file__).resolve().parent
 INFINITY = float("inf")
 IGNORE = -100  # label of padding: ignore_index of every metric here and, by default, of cross_entropy
 

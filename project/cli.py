@@ -1,10 +1,12 @@
 """What all scripts share: a command line with one-line errors, exit statuses and log messages."""
 
+import argparse
 import difflib
 import gc
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import warnings
@@ -24,10 +26,43 @@ log = logging.getLogger(__name__)
 
 
 class Parser(ArgumentParser):
-    """An argument parser that reports errors on one line, suggests the closest option, and allows no abbreviations."""
+    """An argument parser that reports errors on one line, suggests the closest option, and allows no abbreviations.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+    Args:
+        main_options: If given, `--help` shows only these options, each with its text, and `--help all` shows all. Where
+            a text does not end with a default in brackets, the actual one is added.
+        options: Those of jsonargparse's parser.
+    """
+
+    def __init__(self, main_options: dict[str, str] | None = None, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, add_help=main_options is None, **options)
+        if main_options is not None:
+            self.main_options = main_options
+            self.add_argument(
+                "-h", "--help", action=Help, help="show the main options, or with `--help all` all, and exit"
+            )
+
+    def allow_bare(self, flags: set[str]) -> None:
+        """Let options that take true or false also be given without a value, which means true."""
+        for action in self._actions:
+            if action.dest in flags:
+                action.nargs, action.const = "?", True
+
+    def format_main_help(self) -> str:
+        """The help on the main options: the whole description, and a line for each option."""
+        lines = [f"usage: {self.prog} [--OPTION VALUE]...", "", (self.description or "").strip(), ""]
+        for name, text in self.main_options.items():
+            default = "" if text.endswith("]") else f" [{self.get_default(name)}]"
+            lines.append(f"  --{name:<18} {text}{default}")
+        return "\n".join([*lines, "", "All options: --help all. All values, as YAML: --print_config.", ""])
+
+    def format_help(self, *args: Any) -> str:
+        """The help on all options; of the description, the first line."""
+        short, self.description = self.description, (self.description or "").split("\n")[0]
+        try:
+            return super().format_help(*args)
+        finally:
+            self.description = short
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -47,13 +82,37 @@ class Parser(ArgumentParser):
         ):
             types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", wrong[2]).replace("typing.", "")
             text = f"--{wrong[1]} {wrong[3]}: must be of type {types.replace('NoneType', 'null')}"
-        elif wrong := re.match(r"unrecognized arguments: ([^\s=]+)", text):
-            text += nearest(wrong[1], [name for name in options if name.startswith("-")])
+            if (
+                "bool" in types and "data.root" in options and os.path.exists(wrong[3])
+            ):  # after an option without a value
+                text += as_root(wrong[3])
+        elif wrong := re.match(r"unrecognized arguments: (([^\s=]+).*)", text):
+            paths = [given for given in (wrong[1], wrong[2]) if "data.root" in options and os.path.exists(given)]
+            known = [name for name in options if name.startswith("-")]
+            text += as_root(paths[0]) if paths else nearest(wrong[2], known)
         elif wrong := re.search(r"Group '(\w+)' does not accept option '([\w.]+)'", text):
             text += nearest(f"{wrong[1]}.{wrong[2]}", options)
         elif wrong := re.search(r"Option '([\w.]+)' is not accepted", text):
             text += nearest(wrong[1], options)
         self.exit(2, f"{self.prog}: error: {text}\n")
+
+
+class Help(argparse.Action):
+    """`--help`, or `--help all`."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        options = {**options, "nargs": "?", "metavar": "all", "default": argparse.SUPPRESS}
+        super().__init__(option_strings, argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        """Print the main options or, if `value` is `all`, all of them, and exit."""
+        print(parser.format_help() if value == "all" else parser.format_main_help(), end="")
+        parser.exit()
+
+
+def as_root(path: str) -> str:
+    """The option for a folder that was given without one, in parentheses."""
+    return f" (did you mean --data.root {shlex.quote(path)}?)"
 
 
 def nearest(name: str, options: list[str]) -> str:

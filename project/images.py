@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
-from project import UserError
+from project import UserError, first_few
 
 # An allow-list, since untrusted files must not reach Pillow's other readers (EPS, for example, starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -186,3 +186,9 @@ def list_images(folder: str | Path) -> tuple[list[str], Counter[str]]:
             else:
                 others[os.path.splitext(name)[1].lower() or name] += 1
     return images, others
+
+
+def passed_over(others: Counter[str]) -> str:
+    """What `list_images` has passed over, in words."""
+    kinds = first_few([f"{count} {extension}" for extension, count in others.most_common()])
+    return f"passed over {kinds}, which are not supported images"

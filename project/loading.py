@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from project.lightning_internals import batches_done, epoch_is_over
 
@@ -63,7 +63,7 @@ class ResumableData(LightningDataModule):
             weights: See `EpochSampler`.
             options: See `_loader`.
         """
-        sampler = EpochSampler(len(dataset), shuffle=True, weights=weights, **self.rank_and_seed._asdict())  # type: ignore[arg-type]
+        sampler = self._sampler_class(len(dataset), shuffle=True, weights=weights, **self.rank_and_seed._asdict())  # type: ignore[arg-type]
         sampler.resume(self.resumed["epoch"], self.resumed["batches_done"] * self.batch_size)
         # Drop a last batch of one sample: BatchNorm cannot train on it.
         drop_last = self.batch_size > 1 and len(sampler) % self.batch_size == 1
@@ -71,8 +71,13 @@ class ResumableData(LightningDataModule):
 
     def eval_loader(self, dataset: Dataset, **options: Any) -> DataLoader:
         """A loader of all samples in order, divided among the processes, with padding; options as for `_loader`."""
-        sampler = EpochSampler(len(dataset), shuffle=False, **self.rank_and_seed._asdict())  # type: ignore[arg-type]
+        sampler = self._sampler_class(len(dataset), shuffle=False, **self.rank_and_seed._asdict())  # type: ignore[arg-type]
         return self._loader(dataset, sampler, **options)
+
+    @property
+    def _sampler_class(self) -> "type[EpochSampler]":
+        overfit = getattr(self.trainer, "overfit_batches", 0)  # which Lightning's annotations lack
+        return FixedSampler if overfit else EpochSampler
 
     def _loader(
         self,
@@ -222,6 +227,17 @@ def gather_in_order(trainer: Trainer, part: Tensor, num_samples: int) -> Tensor:
     # Process r had the samples r, r + world_size, …: interleaving the processes restores the order, with padding last.
     gathered = trainer.strategy.all_gather(part)  # (world_size, M, …)
     return gathered.transpose(0, 1).flatten(0, 1)[:num_samples].cpu()
+
+
+class FixedSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]
+    """The same samples with the same seeds in every epoch, in mixed order: for `--overfit_batches`.
+
+    Lightning replaces every sampler by a `SequentialSampler` then, except those of that type.
+    """
+
+    def indices_of_rank(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Those of the first epoch."""
+        return super().indices_of_rank(0)
 
 
 def set_up_worker(worker: int) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from argparse import SUPPRESS
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
@@ -20,10 +20,29 @@ log = logging.getLogger(__name__)
 
 RANGES = {"seed": (0, 2**32 - 1), "save_every_minutes": (0, INFINITY), "save_every_steps": (1, INFINITY)}
 
+# What `--help` shows, besides the `MAIN_OPTIONS` of the data and the model
+MAIN_OPTIONS = {
+    "max_epochs": "how often to go through the training images; 0 fits the head alone",
+    "accelerator": "cpu, gpu, mps, …",
+    "devices": "how many of them",
+    "precision": "bf16-mixed (half the bits, faster on many devices), 32-true, …",
+    "default_root_dir": "folder in which `lightning_logs` is created [.]",
+    "name": "name of the run folder [version_0, version_1, …]",
+    "logger": "WandbLogger, MLFlowLogger, CSVLogger, …; or false [TensorBoardLogger]",
+    "seed": "seed of weights, data order and augmentation",
+    "ckpt_path": "go on from a checkpoint: best, last, auto or a path [start anew]",
+    "config": "YAML file with any of these options; later ones win [none]",
+}
+
 
 def make_parser(description: str, data_class: Any, model_class: Any) -> tuple[Parser, list[str]]:
     """The parser of a training script, and the names of the Trainer options."""
-    parser = Parser(description=description)
+    main_options = {
+        **{f"data.{name}": text for name, text in data_class.MAIN_OPTIONS.items()},  # type: ignore[attr-defined]
+        **{f"model.{name}": text for name, text in model_class.MAIN_OPTIONS.items()},  # type: ignore[attr-defined]
+        **MAIN_OPTIONS,
+    }
+    parser = Parser(main_options, description=description, usage="%(prog)s [--OPTION VALUE]...")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options; later ones win")
     parser.add_argument("--name", type=str | None, help="name of the run folder, instead of version_N")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, data order and augmentation")
@@ -54,6 +73,9 @@ def make_parser(description: str, data_class: Any, model_class: Any) -> tuple[Pa
     parser.add_argument("--find", type=Any, help=SUPPRESS)  # of older versions
     # Our samplers divide the data among the processes, and count every image once.
     parser.set_defaults(max_epochs=10, log_every_n_steps=10, use_distributed_sampler=False, enable_model_summary=False)
+    for prefix, described in (("data.", data_class), ("model.", model_class), ("", Trainer)):
+        hints = get_type_hints(described.__init__)  # type: ignore[misc]
+        parser.allow_bare({prefix + name for name, hint in hints.items() if bool in (hint, *get_args(hint))})
     return parser, [*trainer_options, "precision"]
 
 
@@ -70,6 +92,11 @@ def check_options(options: Namespace, data_class: Any, model_class: Any) -> None
         described.check_options(**options[group])
     if options.find is not None:
         raise UserError("--find: values are now found by python scripts/find.py, with the same options")
+    if options.barebones:
+        raise UserError(
+            "--barebones: no figures would be left to report; for a run that is nearly as bare: --logger false "
+            "--enable_checkpointing false --enable_progress_bar false --num_sanity_val_steps 0"
+        )
     check_ranges("", RANGES, vars(options))
     if options.monitor not in (known := model_class.monitors()):
         raise UserError(f"--monitor {options.monitor}: must be one of {', '.join(known)}")

@@ -3,12 +3,14 @@
 import csv
 import logging
 import os
+import shlex
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from project import UserError, first_few, natural_sort, quoted
-from project.images import EXTENSIONS, is_junk, list_images
+from project import UserError, first_few, natural_sort, quoted, shortest
+from project.images import EXTENSIONS, is_junk, list_images, passed_over
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def find_samples(root: str) -> dict[str, Samples]:
                 raise UserError(f"{root}: {name} is a second {SPLIT_NAMES[name]} split; rename or remove one")
             else:
                 found[SPLIT_NAMES[name]] = read_class_folders(folder)
+        say_what_is_loose(root)
         return found
     return {"all": read_class_folders(root)}
 
@@ -69,13 +72,38 @@ def read_class_folders(folder: str) -> Samples:
         if not paths:
             empty.append(name)
     if not samples:
-        raise UserError(f"no images in class folders under {folder}; {LAYOUTS}")
+        aside = f" ({passed_over(others)})" if others else ""
+        raise UserError(f"no images in class folders under {folder}{aside}; {nearest_layout(folder)}")
     if empty:
         log.warning(f"{folder}: no images in {quoted(empty)}: not counted as classes")
     if others:
-        kinds = ", ".join(f"{count} {extension}" for extension, count in others.most_common(5))
-        log.warning(f"{folder}: passed over {sum(others.values())} files that are not supported images ({kinds})")
+        log.warning(f"{folder}: {passed_over(others)}")
+    say_what_is_loose(folder)
     return samples
+
+
+def say_what_is_loose(folder: str) -> None:
+    """Log how many images lie beside the class folders, where they belong to no class."""
+    if count := count_images(folder):
+        log.warning(f"{folder}: images in no class folder, left out: {count}")
+
+
+def nearest_layout(folder: str) -> str:
+    """How to name the class folders that were probably meant, or else all the layouts that there are."""
+    inner = folder
+    while len(names := subfolders(inner)) == 1:
+        inner = os.path.join(inner, names[0])
+        if len(class_folders(inner)) > 1 or "train" in subfolders(inner):
+            return f"{names[0]} holds folders of images: try --data.root {shlex.quote(shortest(inner))}"
+    if not (count := count_images(folder)):
+        return LAYOUTS
+    loose = f"images lie right in it ({count})"
+    above = os.path.dirname(os.path.abspath(folder))
+    if len(class_folders(above)) < 2:
+        return f"{loose}: put them in a folder for each class"
+    if os.path.basename(above) in SPLIT_NAMES and "train" in subfolders(os.path.dirname(above)):
+        above = os.path.dirname(above)
+    return f"{loose}: if it is itself a class, try --data.root {shlex.quote(shortest(above))}"
 
 
 def read_manifest(path: str) -> dict[str, Samples]:
@@ -189,8 +217,12 @@ def stratified_split(samples: Samples, fraction: float, seed: int) -> tuple[Samp
     return [s for s in samples if s[0] not in drawn], [s for s in samples if s[0] in drawn]
 
 
-def class_list(samples: dict[str, Samples]) -> list[str]:
+def class_list(samples: dict[str, Samples], root: str) -> list[str]:
     """The classes of the training split, in natural order; they apply to every split.
+
+    Args:
+        samples: Samples by split.
+        root: Where they were found, to say what may have been meant.
 
     Raises:
         UserError: There are fewer than two, or another split has a class that train lacks.
@@ -199,7 +231,8 @@ def class_list(samples: dict[str, Samples]) -> list[str]:
     if not train:
         raise UserError(f"no training images; {LAYOUTS}")
     if len(train) == 1:
-        raise UserError(f"only one class, {quoted(train)}: a classifier needs at least two; {LAYOUTS}")
+        hint = nearest_layout(root) if os.path.isdir(root) else LAYOUTS
+        raise UserError(f"only one class, {quoted(train)}: a classifier needs at least two; {hint}")
     for split in samples.keys() - {"train"}:
         there = {label for _, label in samples[split]}
         if unknown := there - train:
@@ -217,5 +250,23 @@ def subfolders(folder: str | Path) -> list[str]:
 
 def has_images(folder: str) -> bool:
     """Whether there are images in the folder itself, not only in its subfolders."""
+    return any(images_in(folder))
+
+
+def count_images(folder: str) -> int:
+    """The number of images in the folder itself, without its subfolders."""
+    return sum(1 for _ in images_in(folder))
+
+
+def images_in(folder: str) -> Iterator[str]:
+    """Names of the images in the folder itself."""
     with os.scandir(folder) as entries:
-        return any(entry.name.lower().endswith(EXTENSIONS) and not is_junk(entry.name) for entry in entries)
+        yield from (e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and not is_junk(e.name))
+
+
+def class_folders(folder: str) -> list[str]:
+    """Names of the subfolders in which images lie; none if the folder cannot be read."""
+    try:
+        return [name for name in subfolders(folder) if has_images(os.path.join(folder, name))]
+    except OSError:
+        return []

@@ -7,30 +7,28 @@ The data is what the checkpoint was trained on, with the same splits, or given b
 Each evaluation writes to a new folder: metrics, confusion matrix, the prediction for each image, and which are wrong.
 """
 
-import gc
-
-gc.disable()  # importing torch, torchvision and Lightning takes a second less without it
-
 import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import Namespace
+from project.imports import quick_imports
 
-from project import UserError, shortest
-from project.checkpoint import check_classes, load_model, open_checkpoint
-from project.classification.data import ImageData
-from project.classification.evaluation import evaluate, save
-from project.classification.model import ResNetClassifier
-from project.cli import Parser, log, run
-from project.files import check_writable, create_first, numbered
-from project.images import Preprocessing
-from project.results import check_unused, evaluation_name, evaluations_folder, origin
-from project.safety import user_errors
-from project.trainer import add_device_options, inference_trainer
+with quick_imports():
+    from jsonargparse import Namespace
 
-gc.enable()
+    from project import UserError, shortest
+    from project.checkpoint import check_classes, load_model, open_checkpoint
+    from project.classification import evaluation
+    from project.classification.data import ImageData
+    from project.classification.model import ResNetClassifier
+    from project.cli import Parser, log, run, set_up_messages
+    from project.files import check_writable, create_first, numbered
+    from project.images import Preprocessing
+    from project.options import as_argv
+    from project.results import check_unused, evaluation_name, evaluations_folder, origin
+    from project.safety import user_errors
+    from project.trainer import add_device_options, inference_trainer
 
 
 def make_parser() -> Parser:
@@ -53,8 +51,26 @@ def make_parser() -> Parser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Evaluate a checkpoint, and print and write the metrics."""
+def evaluate(ckpt: str | Path = "best", root: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """The command as a function: `evaluate("best", "new_photos", split="all")`.
+
+    Args:
+        ckpt: A path, or `best` or `last` of the newest run.
+        root: The images, as for `--data.root`; the training data if None.
+        options: Those of the command line; those of the data in a dictionary, `data={…}`.
+
+    Returns:
+        The metrics, as in `metrics.json`.
+
+    Raises:
+        UserError: The checkpoint, the images or the value of an option cannot be used.
+    """
+    set_up_messages()
+    return main(as_argv({"ckpt": str(ckpt), "data.root": root and str(root), **options}))
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Evaluate a checkpoint, print and write the metrics, and return them."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
     model = load_model(checkpoint, ResNetClassifier)
@@ -74,11 +90,12 @@ def main(argv: list[str] | None = None) -> None:
         log.info(f"Only the {data.test_split} split that was drawn is evaluated; every image: --split all")
 
     with user_errors(data.batch_size):
-        evaluations = evaluate(trainer, model, data, [data.test_split])
+        evaluations = evaluation.evaluate(trainer, model, data, [data.test_split])
         if not args.output and trainer.is_global_zero:
             folder = create_first(folder / part for part in numbered(name))
-        save(trainer, evaluations, data, folder, origin(checkpoint, data.root))
+        metrics = evaluation.save(trainer, evaluations, data, folder, origin(checkpoint, data.root))
     log.info(f"Written:     {shortest(folder)}")
+    return metrics
 
 
 def load_data(args: Namespace, preprocessing: Preprocessing, config: dict[str, Any]) -> ImageData:
@@ -106,5 +123,10 @@ def load_data(args: Namespace, preprocessing: Preprocessing, config: dict[str, A
         raise UserError(f"checkpoint {args.ckpt} was written by another version of this project ({error})") from error
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command `finetune-evaluate`."""
     run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -6,31 +6,28 @@
 It takes the options of scripts/train.py; those of the device, the data, the model and the training step have an effect.
 """
 
-import gc
-
-gc.disable()  # importing torch, torchvision and Lightning takes a second less without it
-
 import math
 import sys
 from pathlib import Path
 
-import train
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.tuner import Tuner
-from matplotlib.figure import Figure
+from project.imports import quick_imports
 
-from project import UserError, shortest
-from project.callbacks import ProgressBar
-from project.classification.data import ImageData
-from project.classification.head_start import HeadStart
-from project.classification.model import ResNetClassifier
-from project.cli import log, run
-from project.files import whole
-from project.runs import Run, start
-from project.trainer import build_trainer
-from project.weights import make_resnet, preprocessing_for
+with quick_imports():
+    import train
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.tuner import Tuner
+    from matplotlib.figure import Figure
 
-gc.enable()
+    from project import UserError, shortest
+    from project.callbacks import ProgressBar
+    from project.classification.data import ImageData
+    from project.classification.head_start import HeadStart
+    from project.classification.model import ResNetClassifier
+    from project.cli import log, run
+    from project.files import whole
+    from project.runs import Run, start
+    from project.trainer import build_trainer
+    from project.weights import make_resnet, preprocessing_for
 
 MIN_STEPS = 8  # per epoch: fewer, larger steps learn too little
 MAX_ON_CPU = 64  # more is no faster there, and running out of memory ends the process without an exception
@@ -41,7 +38,7 @@ DEVICE_OPTIONS = ("accelerator", "devices", "num_nodes", "precision", "accumulat
 def main(argv: list[str] | None = None) -> None:
     """Find a batch size and a learning rate, and print them as options."""
     argv, what = take_only(sys.argv[1:] if argv is None else argv)
-    this = start(__doc__.split("\n")[0], ImageData, ResNetClassifier, train.SAMPLE, argv)
+    this = start(__doc__, ImageData, ResNetClassifier, train.SAMPLE, argv)
     options = this.options
     trainer = tuning_trainer(this)
     preprocessing = preprocessing_for(options.model.arch, options.model.weights)
@@ -141,5 +138,10 @@ def find_lr(trainer: Trainer, model: LightningModule, data: ImageData, picture: 
     return float(f"{lowest / 10:.2g}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command `finetune-find`."""
     run(main)
+
+
+if __name__ == "__main__":
+    cli()

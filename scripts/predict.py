@@ -4,30 +4,28 @@ python scripts/predict.py --ckpt best photo.jpg                                 
 python scripts/predict.py --ckpt best.ckpt FOLDER more/*.png --output predictions.csv --top_k 5
 """
 
-import gc
-
-gc.disable()  # importing torch, torchvision and Lightning takes a second less without it
-
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import TextIO
 
-import torch
-from torch.utils.data import DataLoader
+from project.imports import quick_imports
 
-from project import INFINITY, UserError, check_ranges
-from project.checkpoint import load_model, open_checkpoint
-from project.classification.datasets import FileDataset
-from project.classification.model import ResNetClassifier
-from project.cli import Parser, log, run
-from project.files import write_csv
-from project.images import list_images
-from project.loading import default_workers
-from project.safety import user_errors
-from project.trainer import add_device_options, inference_trainer
+with quick_imports():
+    import torch
+    from torch.utils.data import DataLoader
 
-gc.enable()
+    from project import INFINITY, UserError, check_ranges, first_few
+    from project.checkpoint import load_model, open_checkpoint
+    from project.classification.datasets import FileDataset
+    from project.classification.model import ResNetClassifier
+    from project.cli import Parser, log, run
+    from project.files import write_csv
+    from project.images import list_images, passed_over
+    from project.loading import default_workers
+    from project.safety import user_errors
+    from project.trainer import add_device_options, inference_trainer
 
 RANGES = {"top_k": (1, INFINITY), "batch_size": (1, INFINITY), "num_workers": (0, INFINITY)}
 
@@ -53,9 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     check_ranges("", RANGES, vars(args))
     model = load_model(open_checkpoint(args.ckpt, args.default_root_dir), ResNetClassifier)
-    paths = [path for given in args.images for path in (list_images(given)[0] if os.path.isdir(given) else [given])]
-    if not paths:
-        raise UserError(f"no images under {', '.join(args.images)}")
+    paths = find_images(args.images)
     if args.output and os.path.realpath(args.output) in map(os.path.realpath, paths):
         raise UserError(f"--output {args.output} is one of the images")
 
@@ -79,10 +75,26 @@ def main(argv: list[str] | None = None) -> None:
     else:
         write_lines(sys.stdout, paths, names, values.tolist(), errors)
 
-    if num_bad := sum(map(bool, errors)):
-        log.warning(f"{num_bad} of {len(paths)} files could not be read")
     if args.output:
         log.info(f"Written: {args.output}")
+    if all(errors):
+        reasons = [f"{path}: {error}" for path, error in zip(paths, errors, strict=True)]
+        raise UserError(f"no file could be read: {first_few(reasons)}")
+    if num_bad := sum(map(bool, errors)):
+        log.warning(f"{num_bad} of {len(paths)} files could not be read")
+
+
+def find_images(given: list[str]) -> list[str]:
+    """The given files and the images in the given folders, logging what is passed over. Raises `UserError`."""
+    paths = []
+    for path in given:
+        images, others = list_images(path) if os.path.isdir(path) else ([path], Counter())
+        paths += images
+        if others:
+            log.warning(f"{path}: {passed_over(others)}")
+    if not paths:
+        raise UserError(f"no images under {', '.join(given)}")
+    return paths
 
 
 def check_output(path: str) -> None:
@@ -117,5 +129,10 @@ def write_lines(
         print(f"{name}: {f'not read: {error}' if error else found}", file=file)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command `finetune-predict`."""
     run(main)
+
+
+if __name__ == "__main__":
+    cli()

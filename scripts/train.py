@@ -9,48 +9,45 @@
 Options of Lightning's Trainer are at the top level, those of the data and the model under `data.` and `model.`.
 """
 
-import gc
-
-gc.disable()  # importing torch, torchvision and Lightning takes a second less without it
-
 import shlex
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from project.imports import quick_imports
 
-from project import UserError, shortest
-from project.checkpoint import load_checkpoint, load_model
-from project.classification.averaging import average_with_head_start, what_it_is
-from project.classification.data import ImageData
-from project.classification.evaluation import evaluate, save
-from project.classification.head_start import HeadStart
-from project.classification.model import ResNetClassifier, has_head_start
-from project.classification.pictures import Pictures
-from project.cli import log, run, set_up_messages
-from project.loggers import log_results
-from project.options import as_argv
-from project.results import Trained, origin
-from project.runs import Run, fit, start
-from project.safety import user_errors
-from project.trainer import best_of, make_trainer
-from project.weights import make_resnet, preprocessing_for
+with quick_imports():
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import TensorBoardLogger
 
-gc.enable()
+    from project import PACKAGE, UserError, shortest
+    from project.checkpoint import load_checkpoint, load_model
+    from project.classification.averaging import average_with_head_start, what_it_is
+    from project.classification.data import ImageData
+    from project.classification.evaluation import evaluate, save
+    from project.classification.head_start import HeadStart
+    from project.classification.model import ResNetClassifier, has_head_start
+    from project.classification.pictures import Pictures
+    from project.cli import log, run, set_up_messages
+    from project.loggers import log_results
+    from project.options import as_argv
+    from project.results import Trained, origin
+    from project.runs import Run, fit, start
+    from project.safety import user_errors
+    from project.trainer import best_of, make_trainer
+    from project.weights import make_resnet, preprocessing_for
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
 SAMPLE = [
-    f"--config={ROOT / 'configs/sample.yaml'}",
-    f"--data.root={ROOT / 'project/sample/fashion-mnist'}",
-    f"--model.weights={ROOT / 'project/sample/resnet18-tiny-imagenet.safetensors'}",
+    f"--config={HERE.parent / 'configs/sample.yaml'}",
+    f"--data.root={PACKAGE / 'sample/fashion-mnist'}",
+    f"--model.weights={PACKAGE / 'sample/resnet18-tiny-imagenet.safetensors'}",
 ]
 
 
 def main(argv: list[str] | None = None) -> Trained:
     """Train and evaluate. Raises `UserError`."""
-    this = start(__doc__.split("\n")[0], ImageData, ResNetClassifier, SAMPLE, argv)
+    this = start(__doc__, ImageData, ResNetClassifier, SAMPLE, argv)
     options = this.options
     head_start = HeadStart()
     trainer = make_trainer(options.monitor, [head_start, Pictures()], **this.trainer)
@@ -126,7 +123,7 @@ def evaluate_best(
     if isinstance(trainer.logger, TensorBoardLogger):
         log.info(f"TensorBoard: tensorboard --logdir {shlex.quote(shortest(this.folder.parent))}")
     if best:
-        scripts, path = (shlex.quote(shortest(p)) for p in (Path(__file__).parent, best.best_model_path))
+        scripts, path = (shlex.quote(shortest(p)) for p in (HERE, best.best_model_path))
         log.info(f"Evaluate:    python {scripts}/evaluate.py --ckpt {path}")
         log.info(f"Predict:     python {scripts}/predict.py --ckpt {path} IMAGE_OR_FOLDER")
     return summary

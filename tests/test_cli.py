@@ -1,12 +1,17 @@
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 
+import evaluate
+import find
+import predict
 import pytest
 import train
+import yaml
 from helpers import (
     ROOT,
 )
@@ -59,6 +64,16 @@ def test_wrong_options_are_refused_in_one_line(fails, argv, expected):
     assert expected in fails(train.main, *argv, status=2)
 
 
+def test_a_folder_without_an_option_is_taken_for_the_data(fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "my photos").mkdir()
+    for argv in (["photos"], ["photos", "--max_epochs=1"], ["--fast_dev_run", "photos"], ["--deterministic", "photos"]):
+        assert fails(train.main, *argv, status=2).endswith("(did you mean --data.root photos?)"), argv
+    assert "(did you mean --data.root 'my photos'?)" in fails(train.main, "my photos", status=2)
+    assert "(see --help)" in fails(train.main, "nowhere", status=2)
+
+
 def test_wrong_keys_in_yaml_are_refused_in_one_line(fails, tmp_path):
     for text, expected in [
         ("model: {lrr: 1}", "(did you mean model.lr?)"),
@@ -70,11 +85,40 @@ def test_wrong_keys_in_yaml_are_refused_in_one_line(fails, tmp_path):
         assert expected in fails(train.main, f"--config={tmp_path / 'c.yaml'}", status=2)
 
 
-def test_print_config_and_help(capsys):
-    for option, expected in [("--print_config", "accelerator: auto"), ("--help", "--data.root")]:
-        with pytest.raises(SystemExit) as stop:
-            train.main([option])
-        assert stop.value.code == 0 and expected in capsys.readouterr().out
+def shown(capsys, main, *argv):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(list(argv))
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_shows_the_main_options_on_one_screen_and_how_to_see_all(capsys):
+    for main in (train.main, find.main):
+        text = shown(capsys, main, "--help")
+        lines = text.splitlines()
+        assert len(lines) <= 45 and max(map(len, lines)) <= 120 and "--help all" in lines[-1]
+        options = [line.split()[0] for line in lines if line.startswith("  --")]
+        assert {"--data.root", "--model.lr", "--max_epochs", "--ckpt_path"} <= set(options)
+        assert all(line.endswith("]") for line in lines if line.startswith("  --"))  # the default
+        assert re.search(r"--max_epochs .*\[10]", text) and re.search(r"--model.lr .*\[0.001]", text)
+        everything = shown(capsys, main, "--help", "all")
+        assert set(options) <= set(re.findall(r"--[\w.]+", everything)) and "--accumulate_grad_batches" in everything
+        assert everything.index("options:") < 300  # no list of all options in the usage
+
+
+@pytest.mark.parametrize("script", [evaluate, predict])
+def test_the_other_scripts_show_all_their_options(capsys, script):
+    text = shown(capsys, script.main, "--help")
+    assert "--precision" in text and len(text.splitlines()) <= 50
+
+
+def test_print_config(capsys):
+    assert "accelerator: auto" in shown(capsys, train.main, "--print_config")
+    only = shown(
+        capsys, train.main, "--print_config=skip_default", "--model.lr=0.5", "--data.root=x", "--deterministic"
+    )
+    assert yaml.safe_load(only) == {"model": {"lr": 0.5}, "data": {"root": "x"}, "deterministic": True}
 
 
 def test_messages_follow_stderr_which_a_progress_bar_replaces(monkeypatch):

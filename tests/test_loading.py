@@ -81,6 +81,27 @@ def test_another_batch_size_in_the_middle_of_an_epoch_is_refused(fails, flat, tm
     assert "from the middle of an epoch with 8 images a step" in line and "not 5" in line
 
 
+def test_overfitting_sees_the_same_mixed_batches_in_every_epoch(flat, tmp_path, monkeypatch):
+    seen = []
+    step = ResNetClassifier.training_step
+
+    def watched(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        seen.append((batch[0].float().mean().item(), sorted(batch[1].tolist()), loss.item()))
+        return loss
+
+    monkeypatch.setattr(ResNetClassifier, "training_step", watched)
+    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=3"]
+    options += ["--enable_checkpointing=false", "--logger=false"]
+    train.main([*options, "--overfit_batches", "1"])
+    brightness, labels, losses = zip(*seen, strict=True)
+    assert len(set(brightness)) == 1 and all(batch == labels[0] for batch in labels) and len(seen) == 3
+    assert len(set(labels[0])) > 1 and losses[-1] < losses[0] / 2
+    seen.clear()
+    train.main([*options, "--max_epochs=2", "--overfit_batches", "2", "--data.balance=sampler"])
+    assert len(seen) == 4 and seen[0][:2] == seen[2][:2] != seen[1][:2] == seen[3][:2]
+
+
 @pytest.mark.parametrize(
     ("num_workers", "stop_at"),  # 6 batches per epoch: it stops within the second one, at its start, within the first
     [pytest.param(2, 8, marks=pytest.mark.slow), pytest.param(2, 6, marks=pytest.mark.slow), (0, 2)],

@@ -32,6 +32,36 @@ def test_options_from_yaml_and_the_command_line_the_later_wins(tmp_path):
     assert (config.model.lr, config.max_epochs, config.accelerator) == (1e-4, 9, "cpu")
 
 
+def test_of_several_configs_each_adds_to_those_before(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: {dropout: 0.5}\nmax_epochs: 3\n")
+    given = ["--data.root=x", f"--config={ROOT / 'configs/strong.yaml'}", f"--config={tmp_path / 'mine.yaml'}"]
+    config = parse(*given, "--callbacks+=EarlyStopping", "--callbacks.monitor=val/loss")
+    assert (config.data.mixup, config.model.label_smoothing) == (0.2, 0.1)
+    assert (config.model.dropout, config.max_epochs) == (0.5, 3)
+    assert [c.class_path.split(".")[-1] for c in config.callbacks] == ["EMAWeightAveraging", "EarlyStopping"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--fast_dev_run"], True),
+        (["--fast_dev_run", "--max_epochs=3"], True),
+        (["--fast_dev_run", "true"], True),
+        (["--fast_dev_run=false"], False),
+        (["--fast_dev_run", "3"], 3),
+        (["--deterministic", "--data.root=x"], True),
+        (["--deterministic", "warn"], "warn"),
+        (["--detect_anomaly"], True),
+        (["--data.check"], True),
+        (["--data.cache_features", "false"], False),
+        (["--model.head_start"], True),
+    ],
+    ids=str,
+)
+def test_a_switch_needs_no_value(argv, expected):
+    assert parse(*argv)[argv[0].removeprefix("--").split("=")[0]] == expected
+
+
 def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path):
     (tmp_path / "c.yaml").write_text(
         "callbacks:\n- class_path: EarlyStopping\n  init_args: {monitor: val/loss}\nlogger: {class_path: CSVLogger, "
@@ -61,6 +91,10 @@ def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path)
         (["--data.val_fraction=1"], "--data.val_fraction 1.0"),
         (["--save_every_steps=0"], "--save_every_steps 0: must be at least 1"),
         (["--seed=-1"], "--seed -1: must be from 0"),
+        (
+            ["--barebones"],
+            "--barebones: no figures would be left to report; for a run that is nearly as bare: --logger",
+        ),
         (["--name=a/b"], "--name a/b: must be usable as the name of a folder"),
         (["--model.weights=IMAGENET1K_V9"], "no torchvision weights of resnet18"),
         (["--model.weights=nowhere.pth"], "nowhere.pth: no such file"),

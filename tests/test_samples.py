@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import shutil
 from collections import Counter
 
@@ -140,12 +141,52 @@ def test_no_such_folder(tmp_path):
         make_data(tmp_path / "nowhere")
 
 
-def test_empty_folder_and_images_without_class_folders(tmp_path):
-    with pytest.raises(UserError, match=r"no images in class folders.*<class>/\*.jpg"):
-        make_data(tmp_path)
-    save_image(tmp_path / "a.png")
-    with pytest.raises(UserError, match="no images in class folders"):
-        make_data(tmp_path)
+def wrong(root) -> str:
+    with pytest.raises(UserError) as error:
+        make_data(root)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_an_empty_folder(tmp_path):
+    assert re.search(r"no images in class folders.*<class>/\*.jpg", wrong(tmp_path))
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog/a.heic").write_text("x")
+    assert "(passed over 1 .heic, which are not supported images)" in wrong(tmp_path)
+
+
+def test_images_without_class_folders(tmp_path):
+    for name in ("a.png", "b.png"):
+        save_image(tmp_path / "mine" / name)
+    assert "images lie right in it (2): put them in a folder for each class" in wrong(tmp_path / "mine")
+
+
+def test_a_class_folder_is_not_the_root(flat, split, monkeypatch):
+    assert f"images lie right in it (10): if it is itself a class, try --data.root {flat}" in wrong(flat / "red")
+    assert wrong(split / "train/red").endswith(f"try --data.root {split}")
+    monkeypatch.chdir(flat / "red")
+    assert wrong(".").endswith(f"try --data.root {flat}")
+
+
+def test_the_class_folders_are_further_down(flat, split, tmp_path):
+    for inner in (flat, split):
+        root = tmp_path / f"my {inner.name}"
+        shutil.move(inner, root / "photos/2026")
+        assert wrong(root).endswith(f"2026 holds folders of images: try --data.root '{root}/photos/2026'")
+    make_data(root / "photos/2026")
+
+
+def test_images_beside_the_class_folders_are_counted(flat, split, caplog):
+    for i in range(3):
+        save_image(flat / f"{i}.png")
+    make_data(flat)
+    assert f"{flat}: images in no class folder, left out: 3" in caplog.text
+    caplog.clear()
+    for folder in (split, split / "train"):
+        save_image(folder / "stray.png")
+    make_data(split)
+    for folder in (split, split / "train"):
+        assert f"{folder}: images in no class folder, left out: 1" in caplog.text
 
 
 def test_one_class(tmp_path):
@@ -183,7 +224,7 @@ def test_hidden_and_junk_folders_are_no_classes_and_other_files_are_counted(flat
         save_image(flat / name / "x.png")
     (flat / "red/photo.heic").write_text("x")
     assert make_data(flat).class_names == ["blue", "green", "red"]
-    assert "passed over 1 files" in caplog.text and ".heic" in caplog.text
+    assert "passed over 1 .heic, which are not supported images" in caplog.text
 
 
 def test_too_few_images_for_a_validation_split(tmp_path):

@@ -74,6 +74,13 @@ class ImageData(ResumableData):
         "mixup": (0, INFINITY),
         "cutmix": (0, INFINITY),
     }
+    MAIN_OPTIONS: ClassVar = {  # those that `--help` shows
+        "root": "DIR/<class>/*.jpg, DIR/train|val|test/<class>/*.jpg, or a CSV file [a sample]",
+        "image_size": "side of the square that is seen, in pixels [suits weights and images]",
+        "batch_size": "images per step and device",
+        "balance": "for classes of unequal size: sampler or loss",
+        "bad_images": "what to do with broken files: error or skip",
+    }
     RENAMED: ClassVar[dict[str, dict[str, str]]] = {}
     REMOVED = ("pin_memory", "persistent_workers")  # options of older versions, which their configs contain
 
@@ -118,7 +125,7 @@ class ImageData(ResumableData):
         good, self.decoded = drop_bad_images(listed, bad_images, check, eval_reader(self.preprocessing), pixels)
         self.drawn = what_is_drawn(good, val_fraction, test_fraction)
         self.samples = drawn if good is listed else draw(good)
-        self.class_names = class_list(self.samples)
+        self.class_names = class_list(self.samples, root)
         self.test_split = "test" if "test" in self.samples else "val"
         self.train_transform = train_transform(self.preprocessing, crop_scale, flip, auto_augment, random_erasing)
         self.mix = mix_transform(mixup, cutmix, len(self.class_names))

@@ -65,6 +65,12 @@ class ResNetClassifier(LightningModule):
         "warmup_ratio": (0, 1),
         "label_smoothing": (0, 1),
     }
+    MAIN_OPTIONS: ClassVar = {  # those that `--help` shows
+        "arch": "the network: resnet18, resnet34, resnet50, …",
+        "weights": "pretrained weights: a name, a file, or none [the newest of torchvision]",
+        "fine_tune": "full: all layers; head: only the new last one, which is much faster",
+        "lr": "learning rate of the head",
+    }
     REMOVED = ()  # options of older versions
     RENAMED: ClassVar = {"fine_tune": {"gradual": "full"}}  # values of older versions
     FIXED = ("arch", "fine_tune", "optimizer")  # options that a resumed run cannot change

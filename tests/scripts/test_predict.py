@@ -58,6 +58,24 @@ def test_predict_writes_csv_and_reports_unreadable_files_in_their_rows(away, cap
     assert "2 of 4 files could not be read" in caplog.text
 
 
+def test_predict_says_what_it_passes_over(fails, away, caplog):
+    save_image(away / "images/a.png")
+    for name in ("b.heic", "c.HEIC", "notes.txt"):
+        (away / "images" / name).write_text("x")
+    predict.main([*CPU, "--ckpt=model.ckpt", "images", "--output=out.csv", "--num_workers=0"])
+    assert "images: passed over 2 .heic, 1 .txt, which are not supported images" in caplog.text
+    (away / "images/a.png").unlink()
+    assert "no images under images" in fails(predict.main, *CPU, "--ckpt=model.ckpt", "images")
+
+
+def test_predict_fails_if_it_can_read_nothing(fails, away):
+    (away / "empty.png").write_bytes(b"")
+    line = fails(predict.main, *CPU, "--ckpt=model.ckpt", "nowhere", "empty.png", "--output=out.csv", "--num_workers=0")
+    assert "no file could be read: nowhere: no such file, empty.png: the file is empty" in line
+    with open("out.csv", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["nowhere", "empty.png"]
+
+
 def test_predict_takes_any_file_name(away, capfd):
     for name in ("ünï cödé.png".encode(), b"not-text-\xff.png", b"a,b.png"):
         save_image(away / "images/plain.png").rename(away / "images" / os.fsdecode(name))

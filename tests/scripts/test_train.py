@@ -20,6 +20,7 @@ from helpers import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from project import UserError
 from project.callbacks import RunFolder
 from project.checkpoint import load_checkpoint
 
@@ -74,7 +75,10 @@ def test_best_is_the_best_by_validation_top1(trained):
 def test_training_without_logger_checkpoints_and_progress(split, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train.main([*FAST, f"--data.root={split}", "--logger=false", "--enable_checkpointing=false"])
-    train.main([*FAST, f"--data.root={split}", "--fast_dev_run=true"])
+    train.main([*FAST, f"--data.root={split}", "--fast_dev_run"])
+    with pytest.raises(UserError, match=r"as bare: --logger") as refused:
+        train.main([*FAST, f"--data.root={split}", "--barebones"])
+    train.main([*FAST, f"--data.root={split}", *str(refused.value).split("as bare: ")[1].split()])
     assert not list(tmp_path.rglob("*.ckpt"))
 
 

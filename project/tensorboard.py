@@ -8,8 +8,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
-# Of a metric's name to the run that shows it and its chart; charts are sorted by name, so that curves come first
+# For the name of a metric, the run that shows it and the chart. TensorBoard sorts charts by name, so curves come first.
 CHARTS = {
+    "val/loss": ("val", "curves/loss"),
+    "val/top1": ("val", "curves/top1"),
     "train/loss_epoch": ("train", "curves/loss"),
     "train/top1_epoch": ("train", "curves/top1"),
     "train/loss_step": ("train", "steps/loss"),
@@ -19,7 +21,7 @@ LEFT_OUT = ("epoch", "train/top1_step")
 
 
 class Curves(TensorBoardLogger):
-    """Write `val/NAME` and its counterpart of the training to one chart, `curves/NAME`.
+    """Write the loss of training and validation to one chart, `curves/loss`, and likewise top-1.
 
     TensorBoard draws a line per run and tag, so the two belong to runs of their own, `RUN/train` and `RUN/val`.
 
@@ -40,8 +42,8 @@ class Curves(TensorBoardLogger):
         for name, value in metrics.items():
             if name not in LEFT_OUT:
                 split, chart = CHARTS.get(name, ("", name))
-                if name.startswith("val/"):
-                    split, chart = "val", f"curves/{name.removeprefix('val/')}"
+                if chart.startswith("val/"):
+                    split, chart = "val", f"details/{name.removeprefix('val/')}"
                 self.writer(split).add_scalar(chart, float(value), step)
 
     @rank_zero_only

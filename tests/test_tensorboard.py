@@ -30,7 +30,7 @@ def test_an_unknown_metric_has_a_chart_of_its_own_name(tmp_path):
     logger.log_metrics({"mine/kappa": 0.5, "val/kappa": 0.25}, 3)
     logger.save()
     assert points(tmp_path / "run", "mine/kappa") == [(3, 0.5)]
-    assert points(tmp_path / "run/val", "curves/kappa") == [(3, 0.25)]
+    assert points(tmp_path / "run/val", "details/kappa") == [(3, 0.25)]
 
 
 def test_the_options_of_a_run_stand_beside_its_figures(tmp_path):

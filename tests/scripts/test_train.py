@@ -37,7 +37,7 @@ def test_the_run_folder_holds_everything(trained):
 
 def test_tensorboard_has_few_charts_with_the_curves_first(trained):
     tags = {name: EventAccumulator(str(trained / name)).Reload().Tags() for name in ("", "train", "val")}
-    curves = {f"curves/{name}" for name in ("loss", "top1", "macro_f1", "ece")}
+    curves = {"curves/loss", "curves/top1", "details/ece", "details/macro_f1"}
     assert set(tags["val"]["scalars"]) == curves
     assert set(tags["train"]["scalars"]) == {"curves/loss", "curves/top1", "steps/loss"}
     of_the_run = {"lr/backbone", "lr/head", "speed/images_per_second"}

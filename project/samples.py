@@ -14,6 +14,7 @@ from project.images import EXTENSIONS, is_junk, list_images, passed_over
 
 log = logging.getLogger(__name__)
 
+FEW = 2  # images of a class, from which little can be said
 Samples = list[tuple[str, str]]  # (path, class name)
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LAYOUTS = (
@@ -234,11 +235,14 @@ def class_list(samples: dict[str, Samples], root: str) -> list[str]:
         hint = nearest_layout(root) if os.path.isdir(root) else LAYOUTS
         raise UserError(f"only one class, {quoted(train)}: a classifier needs at least two; {hint}")
     for split in samples.keys() - {"train"}:
-        there = {label for _, label in samples[split]}
-        if unknown := there - train:
+        there = Counter(label for _, label in samples[split])
+        if unknown := there.keys() - train:
             raise UserError(f"the {split} split has classes that train lacks: {quoted(unknown)}")
-        if absent := train - there:
-            log.warning(f"the {split} split has no images of {quoted(absent)}")
+        absent, few = train - there.keys(), {label for label, count in there.items() if count <= FEW}
+        if absent:
+            log.warning(f"the {split} split has no images of {quoted(absent)}: its figures are blind to them")
+        if few:
+            log.warning(f"the {split} split has only 1 or {FEW} images of {quoted(few)}: they say little of those")
     return natural_sort(train)
 
 

@@ -206,10 +206,17 @@ def test_classes_that_train_lacks_are_named(split):
         make_data(split)
 
 
+def test_classes_with_too_few_images_to_judge_are_named(split, caplog):
+    for path in sorted((split / "val" / "red").iterdir())[:2]:
+        path.unlink()
+    make_data(split)
+    assert "the val split has only 1 or 2 images of 'red'" in caplog.text and "'green'" not in caplog.text
+
+
 def test_classes_that_only_train_has_keep_their_numbers(split, caplog):
     shutil.rmtree(split / "val" / "blue")
     data = make_data(split)
-    assert "the val split has no images of 'blue'" in caplog.text
+    assert "the val split has no images of 'blue': its figures are blind to them" in caplog.text
     assert set(data.val_dataloader().dataset.labels.tolist()) == {1, 2}  # green and red, as in train
 
 

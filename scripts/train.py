@@ -86,7 +86,7 @@ def train(root: str | Path | None = None, **options: Any) -> Trained:
         UserError: The images or the value of an option cannot be used.
     """
     set_up_messages()
-    return main(as_argv({"data.root": root and str(root), **options}))
+    return main(as_argv(options if root is None else {"data.root": str(root), **options}))
 
 
 def evaluate_best(

@@ -1,12 +1,13 @@
 """Files are written in full or not at all, and only one process at a time writes to a folder."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from project import UserError
-from project.files import check_writable, lock, read_tensors, whole, write_text
+from project.files import check_writable, create_first, lock, numbered, read_tensors, whole, write_csv, write_text
 
 
 def test_a_file_is_replaced_in_full_or_stays_as_it_was(tmp_path):
@@ -25,6 +26,29 @@ def test_a_file_is_replaced_in_full_or_stays_as_it_was(tmp_path):
 def test_names_that_are_not_utf8_are_written_as_they_are(tmp_path):
     write_text(tmp_path / "a.txt", "caf\udce9")
     assert (tmp_path / "a.txt").read_bytes() == b"caf\xe9"
+
+
+def test_a_csv_file_is_utf8_for_excel_too_and_keeps_any_name(tmp_path):
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+    (tmp_path / "real.csv").touch()
+    write_csv(tmp_path / "link.csv", [["path", "label"], ["caf\udce9.jpg", "schön, und"]])
+    assert (tmp_path / "real.csv").read_bytes() == b'\xef\xbb\xbfpath,label\r\ncaf\xe9.jpg,"sch\xc3\xb6n, und"\r\n'
+    assert (tmp_path / "link.csv").is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_pipe_gets_the_rows_as_they_are(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        write_csv(tmp_path / "pipe", [["a", "b"]])
+        assert reader.communicate(timeout=10)[0] == b"\xef\xbb\xbfa,b\r\n"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_the_first_free_folder_is_created(tmp_path):
+    made = [create_first(tmp_path / name for name in numbered("test")).name for _ in range(3)]
+    assert made == ["test", "test_1", "test_2"]
+    with pytest.raises(FileNotFoundError):
+        create_first([tmp_path / "nowhere/a"])
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])

@@ -24,6 +24,7 @@ def test_figures_by_hand():
     assert summary["macro_f1"] == pytest.approx((1 / 2 + 2 / 3 + 2 / 3) / 3, abs=1e-6)
     assert summary["ece"] == pytest.approx(2 / 5, abs=1e-6)  # always certain, right 3 times out of 5
     assert summary["per_class"]["a"] == {"precision": 0.5, "recall": 0.5, "support": 2}
+    assert all(v == round(v, 6) for row in summary["per_class"].values() for v in row.values())
     assert summary["per_class"]["b"] == {"precision": 1.0, "recall": 0.5, "support": 2}
     json.dumps(summary)
 

@@ -172,7 +172,8 @@ class ImageData(ResumableData):
     def choose_test_split(self, split: str) -> None:
         """Select the split of `test_dataloader`: `train`, `val`, `test` (if there is none, `val`) or `all`."""
         if split == "all":
-            self.samples["all"] = [sample for samples in self.samples.values() for sample in samples]
+            parts = [samples for name, samples in self.samples.items() if name != "all"]
+            self.samples["all"] = [sample for samples in parts for sample in samples]
         elif split == "test" and "test" not in self.samples:
             log.warning(
                 "There is no test split: the metrics will be of the validation split, which selected the checkpoint"

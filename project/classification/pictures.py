@@ -48,7 +48,7 @@ def image_grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Figure
     pixels = images[:MAX_IMAGES].detach().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     mixed = labels.ndim == 2
     names = [class_names[i] for i in (labels.argmax(dim=1) if mixed else labels).tolist()]
-    titles = [shortened(name, 16) + ("\n(mixed)" if mixed else "") for name in names[:MAX_IMAGES]]
+    titles = [shortened(name, 14) + ("\n(mixed)" if mixed else "") for name in names[:MAX_IMAGES]]
     return grid_figure({"": list(zip(pixels, titles, strict=True))}, width=4.2)
 
 

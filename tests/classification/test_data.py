@@ -1,4 +1,5 @@
 import logging
+import shutil
 
 import pytest
 import torch
@@ -53,3 +54,14 @@ def test_balance(tmp_path):
 def test_the_log_names_what_was_found(split, caplog):
     caplog.set_level(logging.INFO)
     assert "3 classes; 18 train, 9 val, 9 test images; seen at 32 x 32 pixels" in make_data(split).describe()
+
+
+def test_what_is_drawn_is_said_unless_all_images_are_used(flat, split):
+    data = make_data(flat)
+    assert "(no splits given: drew 15% for val and 15% for test)" in data.describe()
+    for _ in range(2):
+        data.choose_test_split("all")
+        assert "all 30 images, no splits given;" in data.describe()
+    shutil.rmtree(split / "val")
+    data = make_data(split)
+    assert "(no val split given: drew 15% of train for val)" in data.describe()

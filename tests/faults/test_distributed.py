@@ -1,6 +1,7 @@
 """Several processes have the same metrics as one, and a run survives the death of one of them."""
 
 import contextlib
+import csv
 import json
 import os
 import signal
@@ -45,18 +46,28 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def same(first: Path, second: Path) -> bool:
     a, b = weights(first), weights(second)
     figures = [json.loads((f / "lightning_logs/version_0/metrics.json").read_text()) for f in (first, second)]
-    return all(torch.equal(a[name], b[name]) for name in a) and figures[0] == figures[1]
+    for metrics in figures:
+        del metrics["checkpoint"]  # its path
+    tables = [(f / "lightning_logs/version_0/predictions.csv").read_text() for f in (first, second)]
+    return all(torch.equal(a[name], b[name]) for name in a) and figures[0] == figures[1] and tables[0] == tables[1]
 
 
 @pytest.mark.parametrize("split", ["test", "all"])
 def test_one_two_and_three_processes_measure_the_same(trained, uneven, tmp_path, split):
-    found = []
+    found, rows = [], []
     for devices in (1, 2, 3):
         command = [sys.executable, str(ROOT / "scripts/evaluate.py"), f"--ckpt={trained / 'checkpoints/best.ckpt'}"]
         command += [f"--data.root={uneven}", f"--devices={devices}", "--data.batch_size=2", "--accelerator=cpu"]
         command += [f"--split={split}", f"--output={tmp_path / str(devices)}", "--data.num_workers=0"]
         subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
         found.append(json.loads((tmp_path / str(devices) / "metrics.json").read_text()))
+        with open(tmp_path / str(devices) / "predictions.csv", newline="", encoding="utf-8-sig") as file:
+            rows.append(list(csv.DictReader(file)))
+    for row, *others in zip(*rows, strict=True):
+        for other in others:
+            assert [other[name] for name in ("path", "label")] == [row[name] for name in ("path", "label")]
+            for name in ("probability", "label_probability", "probability_3"):
+                assert float(other[name]) == pytest.approx(float(row[name]), abs=1e-5)
     for other in found[1:]:
         assert other["num_samples"] == found[0]["num_samples"] == (11 if split == "test" else 45)
         assert other["top1"] == found[0]["top1"] and other["macro_f1"] == pytest.approx(found[0]["macro_f1"], abs=1e-6)

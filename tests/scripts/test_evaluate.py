@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 import subprocess
@@ -7,27 +8,62 @@ import evaluate
 import pytest
 from helpers import FAST, ROOT, fill
 
+from project import shortest
+
 CPU = ["--accelerator=cpu"]
 
 
 def test_evaluate_repeats_the_figures_of_the_training(trained, tmp_path, capsys):
     evaluate.main([*CPU, "--ckpt", str(trained / "checkpoints/best.ckpt"), "--output", str(tmp_path)])
     again, first = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, trained))
-    assert again.keys() == first.keys() and again["num_samples"] == first["num_samples"]
+    assert {*again, "val"} == {*first} and again["num_samples"] == first["num_samples"]
     assert again["per_class"] == first["per_class"] and again["loss"] == pytest.approx(first["loss"], rel=1e-4)
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 5000
     printed = capsys.readouterr().out
     assert "macro_f1" in printed and "green" in printed and "recall" in printed
 
 
-def test_evaluate_writes_beside_the_checkpoint(away):
-    evaluate.main([*CPU, "--ckpt=model.ckpt", f"--data.root={fill(away / 'new', 5)}", "--split=all"])
-    metrics = json.loads((away / "metrics.json").read_text())
-    assert metrics["split"] == "all" and metrics["num_samples"] == 15
+def test_no_evaluation_overwrites_another(away, caplog):
+    new = fill(away / "new", 5)
+    caplog.set_level("INFO", logger="project")
+    for options in (["--split=all"], ["--split=all"], []):
+        evaluate.main([*CPU, "--ckpt=model.ckpt", f"--data.root={new}", *options])
+    written = {path.name: path for path in (away / "evaluations").iterdir()}
+    assert sorted(written) == ["new-all", "new-all_1", "new-test"]
+    metrics = json.loads((written["new-all_1"] / "metrics.json").read_text())
+    assert metrics["split"] == "all" and metrics["num_samples"] == 15 and "val" not in metrics
+    assert metrics["checkpoint"] == str(away / "model.ckpt") and metrics["data"] == str(new)
+    assert metrics["step"] > 0 and metrics["epoch"] > 0
+    with open(written["new-all"] / "predictions.csv", newline="", encoding="utf-8-sig") as file:
+        assert len({row["path"] for row in csv.DictReader(file)}) == 15
+    assert f"{shortest(written['new-all'] / 'mistakes.png')} (" in caplog.text and "of 15 all images)" in caplog.text
 
 
-def test_evaluate_says_that_the_data_is_gone(fails, away):
-    assert "no such folder" in fails(evaluate.main, *CPU, "--ckpt=model.ckpt")
+def test_what_was_drawn_of_other_data_is_said_with_the_way_to_all_of_it(away, caplog):
+    new = fill(away / "new", 5)
+    caplog.set_level("INFO", logger="project")
+    evaluate.main([*CPU, "--ckpt=model.ckpt", f"--data.root={new}"])
+    assert "drew 15% for val and 15% for test" in caplog.text and "every image: --split all" in caplog.text
+    caplog.clear()
+    evaluate.main([*CPU, "--ckpt=model.ckpt", f"--data.root={new}", "--split=all"])
+    assert "all 15 images, no splits given" in caplog.text
+    assert "drew" not in caplog.text and "--split all" not in caplog.text
+
+
+def test_an_output_folder_with_results_is_refused_before_the_work(fails, away):
+    new = fill(away / "new", 5)
+    evaluate.main([*CPU, "--ckpt=model.ckpt", f"--data.root={new}", "--output=mine"])
+    before = {path: path.stat().st_mtime_ns for path in (away / "mine").iterdir()}
+    line = fails(evaluate.main, *CPU, "--ckpt=model.ckpt", "--data.root=nowhere", "--output=mine")
+    assert "--output mine already holds metrics.json" in line
+    assert before == {path: path.stat().st_mtime_ns for path in (away / "mine").iterdir()}
+    assert not (away / "evaluations").exists()
+
+
+def test_evaluate_says_that_the_data_is_gone_and_how_to_name_it(fails, trained, away):
+    line = fails(evaluate.main, *CPU, "--ckpt=model.ckpt")
+    assert f"{trained.parents[1] / 'data'}: no such folder or file: the checkpoint was trained on it" in line
+    assert "name where it is now with --data.root" in line
 
 
 def test_evaluate_draws_the_same_split_again(flat, tmp_path):
@@ -36,7 +72,7 @@ def test_evaluate_draws_the_same_split_again(flat, tmp_path):
     train.main([*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--data.split_seed=3"])
     run = tmp_path / "lightning_logs/version_0"
     evaluate.main([*CPU, f"--ckpt={run / 'checkpoints/best.ckpt'}"])
-    again, first = (json.loads(path.read_text()) for path in (run / "checkpoints/metrics.json", run / "metrics.json"))
+    again, first = (json.loads((f / "metrics.json").read_text()) for f in (run / "evaluations/test", run))
     assert again["loss"] == pytest.approx(first["loss"], rel=1e-4)
 
 
@@ -44,7 +80,7 @@ def test_evaluate_refuses_other_classes_by_name(fails, away):
     root = fill(away / "new", 3, ("blue", "green", "zebra"))
     line = fails(evaluate.main, *CPU, "--ckpt=model.ckpt", f"--data.root={root}")
     assert "only in the data: zebra; only in the checkpoint: red" in line
-    assert not (away / "metrics.json").exists()
+    assert not list(away.rglob("metrics.json"))
 
 
 @pytest.mark.slow
@@ -57,6 +93,11 @@ def test_two_processes_count_every_image_once(trained, tmp_path):
     for devices in ("1", "2"):
         command = [*base, f"--data.root={data}", f"--devices={devices}", f"--output={tmp_path / devices}"]
         subprocess.run(command, check=True, capture_output=True)
+    rows = []
+    for devices in ("1", "2"):
+        with open(tmp_path / devices / "predictions.csv", newline="", encoding="utf-8-sig") as file:
+            rows.append([[row[name] for name in ("path", "label", "predicted")] for row in csv.DictReader(file)])
+    assert rows[0] == rows[1] and len(rows[0]) == 11
     one, two = (json.loads((tmp_path / devices / "metrics.json").read_text()) for devices in ("1", "2"))
     assert two["num_samples"] == 11 and two["per_class"] == one["per_class"]
     for name in ("loss", "top1", "macro_f1", "ece"):

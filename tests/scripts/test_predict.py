@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import evaluate
@@ -48,7 +49,7 @@ def test_predict_writes_csv_and_reports_unreadable_files_in_their_rows(away, cap
     save_image(away / "images/z.png", COLOURS["red"])
     (away / "images/m.png").write_bytes(b"")
     predict.main([*CPU, "--ckpt=model.ckpt", "images", "nowhere.png", "--output=out.csv", "--top_k=2"])
-    with open(away / "out.csv", newline="") as file:
+    with open(away / "out.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == ["images/a.png", "images/m.png", "images/z.png", "nowhere.png"]
     assert [bool(row["error"]) for row in rows] == [False, True, False, True]
@@ -80,7 +81,7 @@ def test_predict_takes_any_file_name(away, capfd):
     for name in ("ünï cödé.png".encode(), b"not-text-\xff.png", b"a,b.png"):
         save_image(away / "images/plain.png").rename(away / "images" / os.fsdecode(name))
     predict.main([*CPU, "--ckpt=model.ckpt", "images", "--output=out.csv", "--num_workers=0"])
-    with open("out.csv", newline="", errors="surrogateescape") as file:
+    with open("out.csv", newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         paths = {os.fsencode(row["path"]) for row in csv.DictReader(file)}
     assert paths == {"images/ünï cödé.png".encode(), b"images/not-text-\xff.png", b"images/a,b.png"}
     predict.main([*CPU, "--ckpt=model.ckpt", "images", "--num_workers=0"])
@@ -105,10 +106,18 @@ def test_a_full_disk_is_one_line(fails, away):
     assert "the results: No space left on device" in line
 
 
+def test_the_output_may_be_a_pipe(away):
+    save_image(away / "image.png")
+    os.mkfifo(away / "pipe")
+    with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE) as reader:
+        predict.main([*CPU, "--ckpt=model.ckpt", "image.png", "--output=pipe", "--num_workers=0"])
+        assert reader.communicate(timeout=10)[0].startswith(b"\xef\xbb\xbfpath,label,probability,")
+
+
 def test_predict_agrees_with_evaluate(trained, tmp_path):
     data = trained.parents[1] / "data/test"
     predict.main([*CPU, f"--ckpt={trained / 'checkpoints/best.ckpt'}", str(data), f"--output={tmp_path / 'o.csv'}"])
-    with open(tmp_path / "o.csv", newline="") as file:
+    with open(tmp_path / "o.csv", newline="", encoding="utf-8-sig") as file:
         right = [Path(row["path"]).parent.name == row["label"] for row in csv.DictReader(file)]
     assert sum(right) / len(right) == pytest.approx(json.loads((trained / "metrics.json").read_text())["top1"])
 

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import re
@@ -17,22 +18,41 @@ from helpers import (
     ROOT,
     SAMPLE,
     reload,
+    scalars,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from project import UserError
 from project.callbacks import RunFolder
 from project.checkpoint import load_checkpoint
+from project.results import origin
 
 
 def test_the_run_folder_holds_everything(trained):
     names = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= names
+    assert {"predictions.csv", "mistakes.png", "confusion_matrix.png"} <= names and "pictures/mistakes.png" not in names
     assert any(name.startswith("events.out.tfevents") for name in names)
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["split"] == "test" and metrics["num_samples"] == 12 and metrics["top5"] is None
     assert {"top1", "macro_f1", "ece"} <= metrics.keys()
     assert list(metrics["per_class"]) == ["blue", "green", "red"]
+    assert metrics["val"]["split"] == "val" and metrics["val"].keys() == metrics.keys() - {"val", *origin(None, "")}
+    best = load_checkpoint(trained / "checkpoints/best.ckpt").content
+    assert (metrics["checkpoint"], metrics["step"]) == (str(trained / "checkpoints/best.ckpt"), best["global_step"])
+    assert metrics["data"] == str(trained.parents[1] / "data")
+
+
+def test_the_predictions_agree_with_the_metrics_and_with_the_curve(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    with open(trained / "predictions.csv", newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    right = {name: [r["predicted"] == r["label"] for r in rows if r["split"] == name] for name in ("val", "test")}
+    assert sum(right["test"]) / 12 == pytest.approx(metrics["top1"], abs=1e-6)
+    assert sum(right["val"]) / 12 == pytest.approx(
+        max(value for _, value in scalars(trained / "val", "curves/top1")), abs=1e-6
+    )
+    assert scalars(trained, "test/top1")[0][1] == pytest.approx(metrics["top1"], abs=1e-6)  # not that of val
 
 
 def test_tensorboard_has_few_charts_with_the_curves_first(trained):
@@ -42,7 +62,7 @@ def test_tensorboard_has_few_charts_with_the_curves_first(trained):
     assert set(tags["train"]["scalars"]) == {"curves/loss", "curves/top1", "steps/loss"}
     of_the_run = {"lr/backbone", "lr/head", "speed/images_per_second"}
     assert set(tags[""]["scalars"]) == of_the_run | {f"test/{name}" for name in ("loss", "top1", "macro_f1", "ece")}
-    assert {"train/images", "val/confusion_matrix"} <= set(tags[""]["images"])
+    assert {"train/images", "val/confusion_matrix", "mistakes"} <= set(tags[""]["images"])
     assert sorted(of_the_run | curves)[:4] == sorted(curves)  # TensorBoard opens the first groups of the alphabet
 
 
@@ -178,6 +198,7 @@ def test_a_log_file_has_a_line_for_each_epoch_and_the_outcome(split, tmp_path):
     lines = [line for line in done.stderr.splitlines() if re.match(r"Epoch \d of 3: train loss", line)]
     assert len(lines) == 3 and "(new best)" in lines[0] and "left" in lines[1]
     assert re.search(r"^Best: epoch \d of 3, val top1 [\d.]+$", done.stderr, re.MULTILINE)
+    assert re.search(r"^Mistakes:    .*mistakes.png \(\d of 9 val, \d of 9 test images\)$", done.stderr, re.MULTILINE)
     assert "95 % interval of 9 images" in " ".join(done.stdout.split())
 
 

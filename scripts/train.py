@@ -27,6 +27,7 @@ with quick_imports():
     from project.classification.model import ResNetClassifier, has_head_start
     from project.classification.pictures import Pictures
     from project.cli import log, run
+    from project.files import size_of
     from project.loggers import log_results
     from project.metrics import report, summarize
     from project.runs import Run, best_checkpoint, fit, start
@@ -44,28 +45,27 @@ SAMPLE = [
 
 def main(argv: list[str] | None = None) -> None:
     """Train and evaluate. Raises `UserError`."""
-    this = start(__doc__, ImageData, ResNetClassifier, SAMPLE, argv)
-    options = this.options
-    head_start = HeadStart()
-    trainer = make_trainer("val/top1", [head_start, Pictures()], **this.trainer)
+    with start(__doc__, ImageData, ResNetClassifier, SAMPLE, argv) as this:
+        options = this.options
+        head_start = HeadStart()
+        trainer = make_trainer("val/top1", [head_start, Pictures()], **this.trainer)
 
-    h = options.model
-    preprocessing = preprocessing_for(h.arch, h.weights)
-    if this.resumed:  # a checkpoint brings its weights, and the image size that was chosen for it
-        h.weights, h.head_start = "none", False
-        trained = this.resumed.content["hyper_parameters"].get("preprocessing", {})
-        options.data.image_size = options.data.image_size or trained.get("crop_size")
-    head_first = has_head_start(h.weights, h.head_start)
-    if trainer.max_epochs == 0 and not (head_first or this.resumed):
-        raise UserError("--max_epochs 0 fits the head alone, which needs pretrained weights or --model.head_start true")
-    net = make_resnet(h.arch, h.weights)  # before the images, for it may fail at once
-    this.check_folder(trainer)
-    data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
-    model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
+        h = options.model
+        preprocessing = preprocessing_for(h.arch, h.weights)
+        if this.resumed:  # a checkpoint brings its weights, and the image size that was chosen for it
+            h.weights, h.head_start = "none", False
+            trained = this.resumed.content["hyper_parameters"].get("preprocessing", {})
+            options.data.image_size = options.data.image_size or trained.get("crop_size")
+        head_first = has_head_start(h.weights, h.head_start)
+        if trainer.max_epochs == 0 and not (head_first or this.resumed):
+            raise UserError("--max_epochs 0 fits the head alone: use pretrained weights or --model.head_start true")
+        net = make_resnet(h.arch, h.weights)  # before the images, for it may fail at once
+        this.check_folder(trainer)
+        data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
+        model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
 
-    if fit(trainer, model, data, this):
-        evaluate(trainer, model, data, this, head_start)
-    this.end()
+        if fit(trainer, model, data, this):
+            evaluate(trainer, model, data, this, head_start)
 
 
 def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, head_start: HeadStart) -> None:
@@ -91,7 +91,7 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, this: R
     if summary:
         final = {f"final/{name}": value for name, value in summary.items() if isinstance(value, float)}
         log_results(trainer, {name: this.config[name] for name in ("seed", "data", "model")}, final)
-    log.info(f"Run folder:  {shortest(this.folder)}")
+    log.info(f"Run folder:  {shortest(this.folder)} ({size_of(this.folder)})")
     if isinstance(trainer.logger, TensorBoardLogger):
         log.info(f"TensorBoard: tensorboard --logdir {shlex.quote(shortest(this.folder.parent))}")
     if best:

@@ -25,10 +25,14 @@ from project.callbacks import RunFolder
 from project.checkpoint import load_checkpoint
 
 
-def test_the_run_folder_holds_everything(trained):
+def test_the_run_folder_holds_everything_and_the_checkpoint_before_the_last_no_more(trained):
     names = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {name for name in names if name.startswith("checkpoints")} == {
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    }
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["split"] == "test" and metrics["num_samples"] == 12 and metrics["top5"] is None
     assert {"top1", "macro_f1", "ece"} <= metrics.keys()
@@ -177,6 +181,7 @@ def test_a_log_file_has_a_line_for_each_epoch_and_the_outcome(split, tmp_path):
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if re.match(r"Epoch \d of 3: train loss", line)]
     assert len(lines) == 3 and "(new best)" in lines[0] and "left" in lines[1]
+    assert re.search(r"^Run folder: .*version_0 \(\d+ MB\)$", done.stderr, re.MULTILINE)
     assert re.search(r"^Best: epoch \d of 3, val top1 [\d.]+$", done.stderr, re.MULTILINE)
     assert "95 % interval of 9 images" in " ".join(done.stdout.split())
 

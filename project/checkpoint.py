@@ -99,6 +99,12 @@ def is_whole(path: str | Path) -> bool:
         return False
 
 
+def drop_previous(folder: Path) -> None:
+    """Remove `previous.ckpt`, which is of use only while `last.ckpt` may be damaged, if that is intact."""
+    if is_whole(folder / "last.ckpt"):
+        (folder / "previous.ckpt").unlink(missing_ok=True)
+
+
 def open_checkpoint(name: str, root: str | Path, run: str | None = None) -> Checkpoint:
     """Read the `best` or `last` checkpoint of the newest run that has one, or the checkpoint at a path.
 

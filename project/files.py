@@ -130,6 +130,11 @@ def read_tensors(path: str, role: str) -> Any:
         raise UserError(f"{role} {path}: damaged, or not in the expected format ({first_line(error)})") from error
 
 
+def size_of(folder: Path) -> str:
+    """The size of all files in a folder, as text."""
+    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:,.0f} MB"
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Create a folder, and check before any work that results can be written to it.
 

@@ -1,9 +1,9 @@
 """One training run: its options, its folder, and the checkpoint that it resumes from."""
 
 import logging
-import os
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from itertools import count
@@ -14,21 +14,14 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from project import UserError, quoted
+from project import UserError
 from project.callbacks import RunFolder
-from project.checkpoint import (
-    Checkpoint,
-    check_classes,
-    checkpoints_of_runs,
-    does_not_fit,
-    load_state,
-    open_checkpoint,
-)
+from project.checkpoint import Checkpoint, check_classes, drop_previous, load_state
 from project.files import check_writable, create_first, lock, numbered
 from project.loading import ResumableData
 from project.loggers import make_loggers, with_save_dir
-from project.optim import GROUP_NAMES
-from project.options import check_options, current_values, json_config, make_parser
+from project.options import check_options, json_config, make_parser
+from project.resume import check_batch_size, check_resumable, find_resumed, has_finished, run_of
 from project.safety import Stopped, user_errors
 from project.trainer import choose_precision
 
@@ -37,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """A run to be done; nothing is written before `begin`.
+    """A run to be done, as a context; nothing is written before `begin`.
 
     Attributes:
         options: The options, parsed and checked; those of the data and the model as `options.data`, `options.model`.
@@ -101,8 +94,15 @@ class Run:
                 callback.dirpath = str(self.folder / "checkpoints")
         trainer.callbacks.insert(0, RunFolder(self.folder, self.config))  # type: ignore[attr-defined]
 
-    def end(self) -> None:
-        """Let other processes write to the run folder; otherwise that waits for the end of this one."""
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Let other processes write to the run folder. If the run was stopped before it saved anything, say so."""
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit) and self.options.enable_checkpointing is not False
+        if stopped and self.resumed is None and (self.folder is None or not any(self.folder.rglob("*.ckpt"))):
+            kept = self.folder is not None and not remove_flat(self.folder)
+            log.info(f"Stopped before the first checkpoint{'' if kept else '; nothing was kept'}")
         if self.locked is not None:
             self.locked.close()
 
@@ -157,108 +157,6 @@ def start(
     return Run(options, json_config(parser, options), given, resumed)
 
 
-def find_resumed(options: Namespace) -> Checkpoint | None:
-    """Read the checkpoint to resume from, if any. Raises `UserError`."""
-    root, name = options.default_root_dir or ".", options.ckpt_path
-    if name == "auto":
-        name = "last" if checkpoints_of_runs("last", root, options.name) else None
-    if name is None:
-        return None
-    checkpoint = open_checkpoint(name, root, options.name)
-    if folder := run_of(checkpoint.path):
-        relocate(checkpoint, folder / "checkpoints")
-    return checkpoint
-
-
-def run_of(checkpoint: str) -> Path | None:
-    """The run folder in which a `last.ckpt` or `previous.ckpt` resumes; None for others, which start a new run."""
-    path = Path(checkpoint).absolute()
-    if path.name in ("last.ckpt", "previous.ckpt") and path.parents[0].name == "checkpoints":
-        return path.parents[1] if path.parents[2].name == "lightning_logs" else None
-    return None
-
-
-def relocate(checkpoint: Checkpoint, folder: Path) -> None:
-    """Make a checkpoint refer to the others of its run in `folder`, since the run folder may have been moved."""
-    states = checkpoint.content.get("callbacks")
-    states = {k: v for k, v in states.items() if isinstance(v, dict)} if isinstance(states, dict) else {}
-    old = next((state.get("dirpath") for name, state in states.items() if name.startswith("LastCheckpoint")), None)
-
-    def moved(path: str) -> str:
-        return str(folder / os.path.relpath(path, old)) if path.startswith(str(old)) else path
-
-    for state in states.values():
-        if (
-            old is not None and state.get("dirpath") == old and "best_k_models" in state
-        ):  # not what users keep elsewhere
-            state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
-            for name in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
-                state[name] = moved(state[name])
-
-
-def check_resumable(checkpoint: Checkpoint, options: Namespace, model_class: type[LightningModule]) -> None:
-    """Reject, before any work, what would fail late or train something else. Raises `UserError`."""
-    path, trained = checkpoint.path, checkpoint.content["hyper_parameters"]
-    if options.max_steps not in (None, -1):
-        raise UserError("--max_steps: a run that is resumed counts epochs; use --max_epochs")
-    try:
-        model_class.check_options(**trained)  # type: ignore[attr-defined]
-        groups = [group for state in checkpoint.content.get("optimizer_states", []) for group in state["param_groups"]]
-        others = {str(group.get("name")) for group in groups} - set(GROUP_NAMES)
-    except (UserError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise does_not_fit(checkpoint, error) from error
-    trained = current_values(model_class, trained)
-    if others:
-        raise UserError(
-            f"{path} was trained by an older version in a way that is gone (gradual unfreezing; its parameters are in "
-            f"the groups {quoted(others)}): start a new run from its weights with --model.weights {path}"
-        )
-    for name in model_class.FIXED:  # type: ignore[attr-defined]
-        if name in trained and trained[name] != options.model[name]:
-            raise UserError(f"{path} was trained with --model.{name} {trained[name]}, not {options.model[name]}")
-
-
-def has_finished(checkpoint: Checkpoint, data: ResumableData, options: Namespace, trainer: Trainer) -> bool:
-    """Whether nothing is left to do, which is an error except with `--ckpt_path auto`.
-
-    Raises:
-        UserError: Nothing is left to do, or the checkpoint does not contain the progress of a run.
-    """
-    path, content = checkpoint
-    progress = content.get(type(data).__qualname__)
-    if progress is None or "optimizer_states" not in content:
-        raise UserError(f"{path} contains no progress to resume; start from its weights with --model.weights {path}")
-    done = progress["epoch"]
-    metrics = Path(path).absolute().parents[1] / "metrics.json"
-    evaluated = metrics.exists() and metrics.stat().st_mtime >= os.path.getmtime(path)  # otherwise to be done
-    evaluated = evaluated or trainer.limit_test_batches == 0
-    stopped_early = bool(trainer.early_stopping_callbacks) and content.get("stopped_early", False)
-    stopped_early = stopped_early and done >= (trainer.min_epochs or 0)
-    all_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= done
-    if not (evaluated and (stopped_early or all_epochs)):
-        return False
-    if options.ckpt_path == "auto":
-        return True
-    if stopped_early:
-        raise UserError(f"{path} was stopped early, after {done} epochs; to resume it regardless: --callbacks null")
-    raise UserError(f"{path} has finished {done} of {trainer.max_epochs} epochs: increase --max_epochs to train longer")
-
-
-def check_batch_size(checkpoint: Checkpoint, data: ResumableData, trainer: Trainer) -> None:
-    """Refuse to resume within an epoch with another batch size, which would repeat and skip samples.
-
-    Raises:
-        UserError: The global batch sizes differ.
-    """
-    progress = checkpoint.content[type(data).__qualname__]
-    before, now = progress["images_a_step"], data.batch_size * trainer.num_devices * trainer.num_nodes
-    if progress["batches_done"] and before != now:
-        raise UserError(
-            f"the checkpoint is from the middle of an epoch with {before} images a step (on all devices together), "
-            f"which goes on with as many, not {now}: --data.batch_size"
-        )
-
-
 def new_folder(root: Path, name: str | None) -> Path:
     """Create the folder of a new run; runs that start at the same time each get their own.
 
@@ -274,6 +172,17 @@ def new_folder(root: Path, name: str | None) -> Path:
         return create_first(parent / name for name in names)
     except OSError as error:
         raise UserError(f"cannot create {error.filename} ({error.strerror}); choose another --name") from error
+
+
+def remove_flat(folder: Path) -> bool:
+    """Remove a folder of files; with subfolders, in which loggers such as wandb may still be writing, it stays.
+
+    Returns:
+        Whether it is gone.
+    """
+    if not any(path.is_dir() for path in folder.glob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
 
 
 def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run) -> bool:
@@ -307,4 +216,7 @@ def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run)
             log.info(f"{stopped}. To resume: python {shlex.quote(sys.argv[0])} --ckpt_path last{again}")
             if stopped.status:
                 sys.exit(stopped.status)
+        else:
+            if run.folder is not None and trainer.is_global_zero:
+                drop_previous(run.folder / "checkpoints")
     return True

@@ -29,6 +29,7 @@ with quick_imports():
     from project.classification.model import ResNetClassifier, has_head_start
     from project.classification.pictures import Pictures
     from project.cli import log, run, set_up_messages
+    from project.files import size_of
     from project.loggers import log_results
     from project.options import as_argv
     from project.results import Trained, origin
@@ -47,32 +48,31 @@ SAMPLE = [
 
 def main(argv: list[str] | None = None) -> Trained:
     """Train and evaluate. Raises `UserError`."""
-    this = start(__doc__, ImageData, ResNetClassifier, SAMPLE, argv)
-    options = this.options
-    head_start = HeadStart()
-    trainer = make_trainer(options.monitor, [head_start, Pictures()], **this.trainer)
+    with start(__doc__, ImageData, ResNetClassifier, SAMPLE, argv) as this:
+        options = this.options
+        head_start = HeadStart()
+        trainer = make_trainer(options.monitor, [head_start, Pictures()], **this.trainer)
 
-    h = options.model
-    preprocessing = preprocessing_for(h.arch, h.weights)
-    if this.resumed:  # a checkpoint brings its weights, and the image size that was chosen for it
-        h.weights, h.head_start = "none", False
-        trained = this.resumed.content["hyper_parameters"].get("preprocessing", {})
-        options.data.image_size = options.data.image_size or trained.get("crop_size")
-    head_first = has_head_start(h.weights, h.head_start)
-    if trainer.max_epochs == 0 and not (head_first or this.resumed):
-        raise UserError("--max_epochs 0 fits the head alone, which needs pretrained weights or --model.head_start true")
-    net = make_resnet(h.arch, h.weights)  # before the images, for it may fail at once
-    this.check_folder(trainer)
-    data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
-    model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
+        h = options.model
+        preprocessing = preprocessing_for(h.arch, h.weights)
+        if this.resumed:  # a checkpoint brings its weights, and the image size that was chosen for it
+            h.weights, h.head_start = "none", False
+            trained = this.resumed.content["hyper_parameters"].get("preprocessing", {})
+            options.data.image_size = options.data.image_size or trained.get("crop_size")
+        head_first = has_head_start(h.weights, h.head_start)
+        if trainer.max_epochs == 0 and not (head_first or this.resumed):
+            raise UserError("--max_epochs 0 fits the head alone: use pretrained weights or --model.head_start true")
+        net = make_resnet(h.arch, h.weights)  # before the images, for it may fail at once
+        this.check_folder(trainer)
+        data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
+        model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
 
-    metrics: dict[str, Any] = {}
-    if fit(trainer, model, data, this):
-        average_with_head_start(trainer, data)
-        metrics = evaluate_best(trainer, model, data, this, head_start)
-    this.end()
-    best = best_of(trainer)
-    return Trained(this.folder, Path(best.best_model_path) if best else None, metrics)
+        metrics: dict[str, Any] = {}
+        if fit(trainer, model, data, this):
+            average_with_head_start(trainer, data)
+            metrics = evaluate_best(trainer, model, data, this, head_start)
+        best = best_of(trainer)
+        return Trained(this.folder, Path(best.best_model_path) if best else None, metrics)
 
 
 def train(root: str | Path | None = None, **options: Any) -> Trained:
@@ -115,11 +115,9 @@ def evaluate_best(
     if this.folder is None:
         return summary
     if summary:
-        figures = {name: value for name, value in summary.items() if isinstance(value, float)}
-        log_results(
-            trainer, hparams(this, data), {f"{data.test_split}/{name}": value for name, value in figures.items()}
-        )
-    log.info(f"Run folder:  {shortest(this.folder)}")
+        figures = {f"{data.test_split}/{name}": value for name, value in summary.items() if isinstance(value, float)}
+        log_results(trainer, hparams(this, data), figures)
+    log.info(f"Run folder:  {shortest(this.folder)} ({size_of(this.folder)})")
     if isinstance(trainer.logger, TensorBoardLogger):
         log.info(f"TensorBoard: tensorboard --logdir {shlex.quote(shortest(this.folder.parent))}")
     if best:

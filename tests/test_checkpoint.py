@@ -9,21 +9,35 @@ from helpers import (
     FAST,
 )
 
-from project.checkpoint import DurableCheckpointIO, load_checkpoint, open_checkpoint
+from project.checkpoint import DurableCheckpointIO, drop_previous, open_checkpoint
 from project.cli import run
 
 
-def test_a_damaged_last_checkpoint_does_not_take_the_place_of_the_one_before(flat, tmp_path):
-    options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
-    train.main([*options, "--max_epochs=2"])
-    last = Path(open_checkpoint("last", tmp_path).path)
-    before = last.with_name("previous.ckpt").read_bytes()
+def test_a_damaged_last_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path):
+    last, previous, io = tmp_path / "last.ckpt", tmp_path / "previous.ckpt", DurableCheckpointIO()
+    for value in (1, 2):
+        io.save_checkpoint({"state_dict": {"w": torch.tensor(float(value))}}, last)
+    before = previous.read_bytes()
     last.write_bytes(last.read_bytes()[:-100])
-    io = DurableCheckpointIO()
-    io.save_checkpoint(load_checkpoint(last.with_name("previous.ckpt")).content, last)
-    assert last.with_name("previous.ckpt").read_bytes() == before
-    io.save_checkpoint(load_checkpoint(last).content, last)
-    assert last.with_name("previous.ckpt").read_bytes() == last.read_bytes()
+    DurableCheckpointIO().save_checkpoint({"state_dict": {"w": torch.tensor(3.0)}}, last)
+    assert previous.read_bytes() == before
+    io.save_checkpoint({"state_dict": {"w": torch.tensor(4.0)}}, last)
+    assert previous.read_bytes() != before
+
+
+def test_previous_goes_only_where_last_is_whole(tmp_path):
+    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    drop_previous(tmp_path)
+    for _ in range(2):
+        DurableCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(3)}}, last)
+    good = last.read_bytes()
+    for damaged in (good[:-100], good.replace(b"\0\0\0\0", b"\0\0\1\0", 1)):
+        last.write_bytes(damaged)
+        drop_previous(tmp_path)
+        assert previous.exists()
+    last.write_bytes(good)
+    drop_previous(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):

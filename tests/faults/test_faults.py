@@ -412,7 +412,7 @@ def test_time_is_up_saves_and_still_evaluates(farms, images, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(farms, images, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints of a run, including `last.ckpt` and `previous.ckpt`."""
+    """The checkpoints of a run."""
     folder = tmp_path_factory.mktemp("finished")
     options = [*TINY, f"--data.root={images}", "--data.num_workers=0", "--max_epochs=2"]
     unstopped(farms[0], folder, options)
@@ -437,7 +437,7 @@ def damages(content: bytes) -> list[bytes]:
 def recognized(finished: Path, folder: Path, content: bytes) -> bool:
     run = folder / "lightning_logs/version_0/checkpoints"
     run.mkdir(parents=True, exist_ok=True)
-    shutil.copy(finished / "previous.ckpt", run)
+    shutil.copy(finished / "last.ckpt", run / "previous.ckpt")  # a run that is finished has none
     (run / "last.ckpt").write_bytes(content)
     try:
         load_checkpoint(run / "last.ckpt")

@@ -28,11 +28,15 @@ from project.checkpoint import load_checkpoint
 from project.results import origin
 
 
-def test_the_run_folder_holds_everything(trained):
+def test_the_run_folder_holds_everything_and_the_checkpoint_before_the_last_no_more(trained):
     names = {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= names
     assert {"predictions.csv", "mistakes.png", "confusion_matrix.png"} <= names and "pictures/mistakes.png" not in names
     assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {name for name in names if name.startswith("checkpoints")} == {
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    }
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["split"] == "test" and metrics["num_samples"] == 12 and metrics["top5"] is None
     assert {"top1", "macro_f1", "ece"} <= metrics.keys()
@@ -49,7 +53,8 @@ def test_the_predictions_agree_with_the_metrics_and_with_the_curve(trained):
         rows = list(csv.DictReader(file))
     right = {name: [r["predicted"] == r["label"] for r in rows if r["split"] == name] for name in ("val", "test")}
     assert sum(right["test"]) / 12 == pytest.approx(metrics["top1"], abs=1e-6)
-    assert sum(right["val"]) / 12 == pytest.approx(
+    of_val = max(value for _, value in scalars(trained / "val", "curves/top1"))
+    assert sum(right["val"]) / 12 == pytest.approx(of_val, abs=1e-6)
         max(value for _, value in scalars(trained / "val", "curves/top1")), abs=1e-6
     )
     assert scalars(trained, "test/top1")[0][1] == pytest.approx(metrics["top1"], abs=1e-6)  # not that of val
@@ -197,6 +202,7 @@ def test_a_log_file_has_a_line_for_each_epoch_and_the_outcome(split, tmp_path):
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if re.match(r"Epoch \d of 3: train loss", line)]
     assert len(lines) == 3 and "(new best)" in lines[0] and "left" in lines[1]
+    assert re.search(r"^Run folder: .*version_0 \(\d+ MB\)$", done.stderr, re.MULTILINE)
     assert re.search(r"^Best: epoch \d of 3, val top1 [\d.]+$", done.stderr, re.MULTILINE)
     assert re.search(r"^Mistakes:    .*mistakes.png \(\d of 9 val, \d of 9 test images\)$", done.stderr, re.MULTILINE)
     assert "95 % interval of 9 images" in " ".join(done.stdout.split())

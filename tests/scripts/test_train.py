@@ -55,8 +55,6 @@ def test_the_predictions_agree_with_the_metrics_and_with_the_curve(trained):
     assert sum(right["test"]) / 12 == pytest.approx(metrics["top1"], abs=1e-6)
     of_val = max(value for _, value in scalars(trained / "val", "curves/top1"))
     assert sum(right["val"]) / 12 == pytest.approx(of_val, abs=1e-6)
-        max(value for _, value in scalars(trained / "val", "curves/top1")), abs=1e-6
-    )
     assert scalars(trained, "test/top1")[0][1] == pytest.approx(metrics["top1"], abs=1e-6)  # not that of val
 
 

@@ -163,7 +163,7 @@ def save(
     report(summary, main.confusion, folder)
     if folder is not None:
         counts = ", ".join(f"{len(e.wrong):,} of {e.summary['num_samples']:,} {e.split}" for e in evaluations)
-        log.info(f"Mistakes:    {shortest(folder / 'mistakes.png')} ({counts} images)")
+        log.info(f"Mistakes:    {shortest(folder / 'mistakes.png')} ({counts.removesuffix(' all')} images)")
         log.info(f"Predictions: {shortest(folder / 'predictions.csv')}")
     return summary
 

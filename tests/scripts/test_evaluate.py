@@ -36,7 +36,7 @@ def test_no_evaluation_overwrites_another(away, caplog):
     assert metrics["step"] > 0 and metrics["epoch"] > 0
     with open(written["new-all"] / "predictions.csv", newline="", encoding="utf-8-sig") as file:
         assert len({row["path"] for row in csv.DictReader(file)}) == 15
-    assert f"{shortest(written['new-all'] / 'mistakes.png')} (" in caplog.text and "of 15 all images)" in caplog.text
+    assert f"{shortest(written['new-all'] / 'mistakes.png')} (" in caplog.text and "of 15 images)" in caplog.text
 
 
 def test_what_was_drawn_of_other_data_is_said_with_the_way_to_all_of_it(away, caplog):

@@ -251,6 +251,10 @@ def test_two_processes_train_one_model(split, tmp_path, fine_tune):
     subprocess.run(command, check=True, capture_output=True, timeout=180)
     (run,) = (tmp_path / "lightning_logs").iterdir()
     assert json.loads((run / "metrics.json").read_text())["num_samples"] == 9
+    with open(run / "predictions.csv", newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    paths = [str(path) for name in ("val", "test") for path in sorted((split / name).rglob("*.png"))]
+    assert [row["path"] for row in rows] == paths and all(row["predicted"] for row in rows)
     assert (
         load_checkpoint(run / "checkpoints/last.ckpt").content["global_step"] == 3 * 2
     )  # 9 images each, in batches of 5

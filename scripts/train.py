@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained ResNet on images with one class each, then evaluate the best checkpoint.
+"""Fine-tune a pretrained network on images with one class each, then evaluate the best checkpoint.
 
     python scripts/train.py                                  # the built-in sample
     python scripts/train.py --data.root DIR                  # your own images: DIR/<class>/*.jpg
@@ -22,6 +22,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from project import UserError, shortest
+from project.backbones import fit_image_size, make_net
 from project.checkpoint import load_checkpoint, load_model
 from project.classification.data import ImageData
 from project.classification.head_start import HeadStart
@@ -33,7 +34,7 @@ from project.metrics import report, summarize
 from project.runs import Run, best_checkpoint, fit, start
 from project.safety import user_errors
 from project.trainer import make_trainer
-from project.weights import make_resnet, preprocessing_for
+from project.weights import preprocessing_for
 
 gc.enable()
 
@@ -53,19 +54,19 @@ def main(argv: list[str] | None = None) -> None:
     trainer = make_trainer("val/top1", [head_start, Pictures()], **this.trainer)
 
     h = options.model
-    preprocessing = preprocessing_for(h.arch, h.weights)
-    if this.resumed:  # a checkpoint brings its weights, and the image size that was chosen for it
+    trained = this.resumed.content["hyper_parameters"] if this.resumed else {}
+    preprocessing = trained.get("preprocessing") or preprocessing_for(h.arch, h.weights)
+    if this.resumed:  # a checkpoint brings its weights, too, and the image size that was chosen for it
         h.weights, h.head_start = "none", False
-        trained = this.resumed.content["hyper_parameters"].get("preprocessing", {})
-        options.data.image_size = options.data.image_size or trained.get("crop_size")
+        options.data.image_size = options.data.image_size or preprocessing["crop_size"]
     head_first = has_head_start(h.weights, h.head_start)
     if trainer.max_epochs == 0 and not (head_first or this.resumed):
         raise UserError("--max_epochs 0 fits the head alone, which needs pretrained weights or --model.head_start true")
-    net = make_resnet(h.arch, h.weights)  # before the images, for it may fail at once
+    net = make_net(h.arch, h.weights, preprocessing["crop_size"])  # before the images, for it may fail at once
+    options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size)
     this.check_folder(trainer)
     data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
     model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
-
     if fit(trainer, model, data, this):
         evaluate(trainer, model, data, this, head_start)
     this.end()

@@ -62,6 +62,11 @@ def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path)
         (["--save_every_steps=0"], "--save_every_steps 0: must be at least 1"),
         (["--seed=-1"], "--seed -1: must be from 0"),
         (["--name=a/b"], "--name a/b: must be usable as the name of a folder"),
+        (
+            ["--model.arch=resnet51"],
+            "no classification network of torchvision (those of timm: timm/NAME); did you mean",
+        ),
+        (["--model.arch=timm/resnet10"], "--model.arch timm/resnet10: no network of timm; did you mean timm/resnet10t"),
         (["--model.weights=IMAGENET1K_V9"], "no torchvision weights of resnet18"),
         (["--model.weights=nowhere.pth"], "nowhere.pth: no such file"),
         (["--model.weights=garbage.pth"], "garbage.pth: refused"),

@@ -1,1 +1,1 @@
-"""Image classification: a ResNet with a new head."""
+"""Image classification: a pretrained network with a new head."""

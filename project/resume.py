@@ -61,7 +61,7 @@ def check_resumable(checkpoint: Checkpoint, options: Namespace, model_class: typ
         model_class.check_options(**trained)  # type: ignore[attr-defined]
         groups = [group for state in checkpoint.content.get("optimizer_states", []) for group in state["param_groups"]]
         others = {str(group.get("name")) for group in groups} - set(GROUP_NAMES)
-    except (UserError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except (UserError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise does_not_fit(checkpoint, error) from error
     trained = current_values(model_class, trained)
     if others:

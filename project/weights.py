@@ -1,128 +1,274 @@
-"""Pretrained ResNets: their architectures, their preprocessing, and their weights from the hub, its cache or a file."""
+"""Networks by name, with their preprocessing and pretrained weights: torchvision's, timm's, or weights from a file."""
 
+import difflib
 import pickle
+import re
+import warnings
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Protocol
 from urllib.error import URLError
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from torchvision.models import get_model_builder, get_model_weights, list_models
 
-from project import UserError
+from project import UserError, first_few, first_line
 from project.files import read_tensors
 from project.images import Preprocessing
 
-# Every ResNet that torchvision builds
-Arch = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-]
+NUM_OUTPUTS = 1000  # of the last layer of every network as it is built here
 
 
-def make_resnet(arch: Arch, weights: str) -> nn.Module:
-    """Build a torchvision ResNet and load all its weights except the head, `fc`.
+class Architecture(Protocol):
+    """A network that a library knows by name."""
 
-    Args:
-        arch: The architecture.
-        weights: `DEFAULT` or a torchvision name such as `IMAGENET1K_V1`; the path of a `.pth` or `.safetensors` state
-            dict, or of a checkpoint of this project; or `none` for random weights.
+    arch: str  # the value of `--model.arch`
+    kind: str  # what all of them are, for messages
+    version: str  # of the code that determines its features
+
+    def names(self) -> list[str]:
+        """The names of all networks in the library."""
+
+    def build(self, image_size: int) -> nn.Module:
+        """The network with random weights. If its image size is fixed when it is built, it is `image_size` pixels."""
+
+    def preprocessing(self, weights: str) -> Preprocessing:
+        """See `preprocessing_for`."""
+
+    def pretrained(self, weights: str) -> dict[str, Tensor]:
+        """The state dict of the library's weights of this name, from a cache or the network. Raises `UserError`."""
+
+
+class OfTorchvision:
+    """A classification network of torchvision."""
+
+    kind = "classification network of torchvision (those of timm: timm/NAME)"
+    version = torchvision.__version__
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+
+    def names(self) -> list[str]:
+        return list_models(module=torchvision.models)
+
+    def build(self, image_size: int) -> nn.Module:
+        is_vit = get_model_builder(self.arch).__module__.endswith(".vision_transformer")
+        size = {"image_size": image_size} if is_vit else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GoogLeNet and Inception announce another initialization
+            return torchvision.models.get_model(self.arch, weights=None, **size)
+
+    def preprocessing(self, weights: str) -> Preprocessing:
+        first = next(iter(get_model_weights(self.arch)))
+        preset = (self.named(weights) or first).transforms()
+        return {
+            "resize_size": preset.resize_size[0],
+            "crop_size": preset.crop_size[0],
+            "interpolation": preset.interpolation.value,
+            "mean": list(preset.mean),
+            "std": list(preset.std),
+        }
+
+    def named(self, weights: str) -> torchvision.models.WeightsEnum | None:
+        """Look up `DEFAULT` or a torchvision weights name; None for `none` and for a file. Raises `UserError`."""
+        if is_none_or_file(weights):
+            return None
+        known = get_model_weights(self.arch)
+        names = known.__members__
+        prefix, _, name = weights.rpartition(".")  # torchvision prints them as ResNet50_Weights.IMAGENET1K_V2
+        if name not in names or prefix not in ("", known.__name__):
+            raise UserError(
+                f"--model.weights {weights}: no such file, and no torchvision weights of {self.arch}; "
+                f"use a file, {', '.join(names)} (the newest), or none"
+            )
+        return names[name]
+
+    def pretrained(self, weights: str) -> dict[str, Tensor]:
+        named = self.named(weights)
+        assert named is not None
+        try:
+            return named.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
+        except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+            cache = Path(torch.hub.get_dir()) / "checkpoints" / named.url.rpartition("/")[2]
+            save = f", or save {named.url} as {cache}"
+            raise cannot_get(f"{named.name} weights of {self.arch}", error, save) from error
+
+
+class OfTimm:
+    """A network of timm: `timm/NAME`, or `timm/NAME.TAG` for other weights than the default ones of that network."""
+
+    kind = "network of timm"
+
+    def __init__(self, arch: str) -> None:
+        self.arch, self.name = arch, arch.removeprefix("timm/")
+        try:
+            import timm  # takes a second
+        except ImportError as error:
+            raise UserError(f"--model.arch {arch}: needs a package: pip install -e '.[timm]' ({error})") from error
+        self.timm: Any = timm
+        self.version = f"{timm.__version__} {torchvision.__version__}"
+
+    def names(self) -> list[str]:
+        return [f"timm/{name}" for tags in (False, True) for name in self.timm.list_models(include_tags=tags)]
+
+    def build(self, image_size: int) -> nn.Module:
+        return self.timm.create_model(self.name, num_classes=NUM_OUTPUTS)
+
+    def preprocessing(self, weights: str) -> Preprocessing:
+        if weights != "DEFAULT" and not is_none_or_file(weights):
+            tagged = [f"timm/{name}" for name in self.timm.list_models(f"{self.name}.*", pretrained=True)]
+            hint = f"; name other weights with --model.arch: {first_few(tagged)}" if tagged else ""
+            raise UserError(f"--model.weights {weights}: no such file; use a file, DEFAULT or none{hint}")
+        known = self.timm.data.resolve_data_config(pretrained_cfg=self.timm.get_pretrained_cfg(self.name).to_dict())
+        size = known["input_size"][-1]
+        return {
+            "resize_size": int(size / known["crop_pct"]),  # timm, too, rounds down
+            "crop_size": size,
+            "interpolation": known["interpolation"],
+            "mean": list(known["mean"]),
+            "std": list(known["std"]),
+        }
+
+    def pretrained(self, weights: str) -> dict[str, Tensor]:
+        known = self.timm.get_pretrained_cfg(self.name)
+        if not (known.hf_hub_id or known.url):
+            raise UserError(f"--model.weights {weights}: timm has no weights of {self.arch}; use a file, or none")
+        try:
+            if known.hf_hub_id:
+                state = read_tensors(hub_file(known.hf_hub_id), "weights")
+            else:
+                state = torch.hub.load_state_dict_from_url(known.url, map_location="cpu", weights_only=True)
+        except UserError:
+            raise
+        except Exception as error:  # the packages that download have types of their own
+            where = f"model.safetensors of {known.hf_hub_id} on the Hugging Face Hub" if known.hf_hub_id else known.url
+            raise cannot_get(f"{weights} weights of {self.arch}", error, file=f", such as {where}") from error
+        # timm renames the tensors, but does not read the file: some of its versions would run code that it contains.
+        net = self.timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+        return net.state_dict()
+
+
+def find_architecture(arch: str) -> Architecture:
+    """Look up the value of `--model.arch`, without building the network.
 
     Raises:
-        UserError: The weights cannot be downloaded and are not cached; the file is unreadable or unsafe; or the weights
-            belong to another architecture.
+        UserError: There is no such network, or its library is not installed.
     """
-    net = torchvision.models.get_model(arch, weights=None)
-    if weights == "none":
-        return net
-    body = {name: tensor for name, tensor in read_weights(arch, weights).items() if not name.startswith("fc.")}
-    if shapes(body) != body_shapes(net):
-        fitting = next((other for other in get_args(Arch) if shapes(body) == shapes_of_arch(other)), None)
-        hint = f"they are those of {fitting}: use --model.arch {fitting}" if fitting else "they are of no ResNet"
-        raise UserError(f"--model.weights {weights} does not fit --model.arch {arch}; {hint}")
-    net.load_state_dict(body, strict=False)
-    return net
+    found: Architecture = OfTimm(arch) if arch.startswith("timm/") else OfTorchvision(arch)
+    names = found.names()
+    if arch not in names:
+        close = difflib.get_close_matches(arch, names)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"--model.arch {arch}: no {found.kind}{hint}")
+    return found
 
 
-def preprocessing_for(arch: Arch, weights: str) -> Preprocessing:
-    """The evaluation preprocessing of a set of weights; for a file or `none`, that of torchvision's V1 weights.
+def preprocessing_for(arch: str, weights: str) -> Preprocessing:
+    """The evaluation preprocessing of a network's weights; for a file or `none`, of the first that were published.
 
     Raises:
-        UserError: There are no such weights.
+        UserError: There is no such network, or it has no such weights.
     """
-    preset = (named_weights(arch, weights) or torchvision.models.ResNet50_Weights.IMAGENET1K_V1).transforms()
-    return {
-        "resize_size": preset.resize_size[0],
-        "crop_size": preset.crop_size[0],
-        "interpolation": preset.interpolation.value,
-        "mean": list(preset.mean),
-        "std": list(preset.std),
-    }
+    return find_architecture(arch).preprocessing(weights)
 
 
-def named_weights(arch: Arch, weights: str) -> torchvision.models.WeightsEnum | None:
-    """Look up `DEFAULT` or a torchvision weights name; None for `none` and for a path.
-
-    Raises:
-        UserError: It is neither a torchvision name for this architecture nor a file.
-    """
-    if weights == "none" or Path(weights).is_file():
-        return None
-    known = torchvision.models.get_model_weights(arch)
-    names = known.__members__
-    prefix, _, name = weights.rpartition(".")  # torchvision prints them as ResNet50_Weights.IMAGENET1K_V2
-    if name not in names or prefix not in ("", known.__name__):
-        raise UserError(
-            f"--model.weights {weights}: no such file, and no torchvision weights of {arch}; "
-            f"use a file, {', '.join(names)} (the newest), or none"
-        )
-    return names[name]
+def is_none_or_file(weights: str) -> bool:
+    """Whether the weights are not those of a library."""
+    return weights == "none" or Path(weights).is_file()
 
 
-def read_weights(arch: Arch, weights: str) -> dict[str, Tensor]:
-    """A torchvision ResNet's state dict, from the cache, the network or a file. Pickled code is refused.
+def cannot_get(what: str, error: Exception, or_save: str = "", file: str = "") -> UserError:
+    """The error for weights that are not in the cache and cannot be downloaded."""
+    return UserError(
+        f"cannot get the {what} ({first_line(error)}). Three ways out: connect to the network{or_save}; "
+        f"name a .pth or .safetensors file with --model.weights{file}; "
+        "or train from scratch with --model.weights none"
+    )
+
+
+def hub_file(repository: str) -> str:
+    """The path of the weights in a repository of the Hugging Face Hub, in its cache or downloaded to it."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    safe, other = "model.safetensors", "pytorch_model.bin"
+    for name in (safe, other):
+        if isinstance(cached := try_to_load_from_cache(repository, name), str):
+            return cached
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, safe))  # fails at once, where a download tries for half a minute
+        return hf_hub_download(repository, safe)
+    except EntryNotFoundError:
+        return hf_hub_download(repository, other)
+
+
+def read_weights(architecture: Architecture, weights: str) -> dict[str, Tensor]:
+    """A network's state dict, from a library or a file. Pickled code is refused, never executed.
 
     Raises:
         UserError: It cannot be obtained, or is not a state dict.
     """
-    named = named_weights(arch, weights)
-    if named is not None:
-        try:
-            return dict(named.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu"))
-        except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-            cache = Path(torch.hub.get_dir()) / "checkpoints" / named.url.rpartition("/")[2]
-            raise UserError(
-                f"cannot get the {named.name} weights of {arch} ({error}). Three ways out: connect to the network, or "
-                f"save {named.url} as {cache}; name a .pth or .safetensors file with --model.weights; "
-                "or train from scratch with --model.weights none"
-            ) from error
+    if not is_none_or_file(weights):
+        return architecture.pretrained(weights)
     state = read_tensors(weights, "--model.weights")
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"--model.weights {weights}: not a state dict (tensors by name)")
-    # "net." is the prefix of the ResNet in a checkpoint of this project, "module." that of DistributedDataParallel
-    return {str(name).removeprefix("module.").removeprefix("net."): tensor for name, tensor in state.items()}
+    for prefix in ("module.", "net."):  # of DistributedDataParallel, and of the network in a checkpoint of this project
+        consume_prefix_in_state_dict_if_present(state, prefix)
+    return state
 
 
-def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
-    """The shape of each tensor, by name."""
-    return {name: tensor.shape for name, tensor in state.items()}
+def load_weights(net: nn.Module, head: str, architecture: Architecture, weights: str) -> None:
+    """Load all weights but those of the head.
+
+    Args:
+        net: The network, as built by `architecture`.
+        head: The name of its last layer.
+        architecture: Which network it is.
+        weights: See `make_net`; not `none`.
+
+    Raises:
+        UserError: They cannot be obtained, or belong to another network.
+    """
+    state = read_weights(architecture, weights)
+    for name in list(state):
+        if name.startswith(f"{head}."):
+            del state[name]
+        elif "denselayer" in name:  # old weights of DenseNets have a dot in norm1 and conv1
+            state[re.sub(r"(norm|conv)\.(\d)\.", r"\1\2.", name)] = state.pop(name)
+    if reason := load_body(net, head, state):
+        other = resnet_of(state)
+        hint = f"they are those of {other}: use --model.arch {other}" if other else reason
+        raise UserError(f"--model.weights {weights} does not fit --model.arch {architecture.arch}; {hint}")
 
 
-def body_shapes(net: nn.Module) -> dict[str, torch.Size]:
-    """The shapes in a ResNet's state dict, without those of its head."""
-    return shapes({name: tensor for name, tensor in net.state_dict().items() if not name.startswith("fc.")})
+def load_body(net: nn.Module, head: str, state: dict[str, Tensor]) -> str:
+    """Load a state dict without the head's part, and return why it does not fit: an empty string if it does."""
+    for name, tensor in net.state_dict().items():
+        if name in state and state[name].shape != tensor.shape:
+            return f"the shape of {name!r} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+    try:
+        missing, unexpected = net.load_state_dict(state, strict=False)
+    except (RuntimeError, ValueError) as error:  # of a network that reads weights of older versions
+        return str(error).split("\t")[-1]
+    missing = [name for name in missing if not name.startswith(f"{head}.")]
+    return f"no tensor {missing[0]!r}" if missing else f"no place for {unexpected[0]!r}" if unexpected else ""
 
 
-def shapes_of_arch(arch: str) -> dict[str, torch.Size]:
-    """`body_shapes` of an architecture, without allocating its weights."""
-    with torch.device("meta"):
-        return body_shapes(torchvision.models.get_model(arch, weights=None))
+def resnet_of(state: dict[str, Tensor]) -> str | None:
+    """The torchvision ResNet with this state dict, whatever its head, or None."""
+
+    def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+        left_out = ("fc.", "num_batches_tracked")  # old weights lack the latter
+        return {name: tensor.shape for name, tensor in state.items() if not any(part in name for part in left_out)}
+
+    names = list_models(module=torchvision.models)
+    for name in (name for name in names if get_model_builder(name).__module__.endswith(".resnet")):
+        with torch.device("meta"):  # without allocating the weights
+            net = torchvision.models.get_model(name, weights=None)
+        if shapes(net.state_dict()) == shapes(state):
+            return name
+    return None

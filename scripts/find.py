@@ -12,6 +12,8 @@ from pathlib import Path
 
 from project.imports import quick_imports
 
+sys.path.append(str(Path(__file__).parent))  # for train.py, where this is installed
+
 with quick_imports():
     import train
     from lightning.pytorch import LightningModule, Trainer
@@ -19,6 +21,7 @@ with quick_imports():
     from matplotlib.figure import Figure
 
     from project import UserError, shortest
+    from project.backbones import fit_image_size, make_net
     from project.callbacks import ProgressBar
     from project.classification.data import ImageData
     from project.classification.head_start import HeadStart
@@ -27,7 +30,7 @@ with quick_imports():
     from project.files import whole
     from project.runs import Run, start
     from project.trainer import build_trainer
-    from project.weights import make_resnet, preprocessing_for
+    from project.weights import preprocessing_for
 
 MIN_STEPS = 8  # per epoch: fewer, larger steps learn too little
 MAX_ON_CPU = 64  # more is no faster there, and running out of memory ends the process without an exception
@@ -41,10 +44,12 @@ def main(argv: list[str] | None = None) -> None:
     this = start(__doc__, ImageData, ResNetClassifier, train.SAMPLE, argv)
     options = this.options
     trainer = tuning_trainer(this)
-    preprocessing = preprocessing_for(options.model.arch, options.model.weights)
-    net = make_resnet(options.model.arch, options.model.weights)
+    h = options.model
+    preprocessing = preprocessing_for(h.arch, h.weights)
+    net = make_net(h.arch, h.weights, preprocessing["crop_size"])
+    options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size)
     data = ImageData(preprocessing, **options.data)
-    model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **options.model)
+    model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
     found = []
     if "batch_size" in what:
         found.append(f"--data.batch_size {find_batch_size(trainer, model, data)}")

@@ -1,9 +1,8 @@
-"""Fine-tune a pretrained ResNet on images with one class each, then evaluate the best checkpoint.
+"""Fine-tune a pretrained network on images with one class each, then evaluate the best checkpoint.
 
     python scripts/train.py                                  # the built-in sample
     python scripts/train.py --data.root DIR                  # your own images: DIR/<class>/*.jpg
     python scripts/train.py --data.root DIR --accelerator gpu --devices 2
-    python scripts/train.py --config configs/head_only.yaml --data.root DIR --max_epochs 5
     python scripts/train.py --ckpt_path last                 # resume the newest run
 
 Options of Lightning's Trainer are at the top level, those of the data and the model under `data.` and `model.`.
@@ -21,6 +20,7 @@ with quick_imports():
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from project import PACKAGE, UserError, shortest
+    from project.backbones import fit_image_size, make_net
     from project.checkpoint import load_checkpoint, load_model
     from project.classification.averaging import average_with_head_start, what_it_is
     from project.classification.data import ImageData
@@ -36,7 +36,7 @@ with quick_imports():
     from project.runs import Run, fit, start
     from project.safety import user_errors
     from project.trainer import best_of, make_trainer
-    from project.weights import make_resnet, preprocessing_for
+    from project.weights import preprocessing_for
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = [
@@ -52,21 +52,20 @@ def main(argv: list[str] | None = None) -> Trained:
         options = this.options
         head_start = HeadStart()
         trainer = make_trainer(options.monitor, [head_start, Pictures()], **this.trainer)
-
         h = options.model
-        preprocessing = preprocessing_for(h.arch, h.weights)
-        if this.resumed:  # a checkpoint brings its weights, and the image size that was chosen for it
+        trained = this.resumed.content["hyper_parameters"] if this.resumed else {}
+        preprocessing = trained.get("preprocessing") or preprocessing_for(h.arch, h.weights)
+        if this.resumed:  # a checkpoint brings its weights, too, and the image size that was chosen for it
             h.weights, h.head_start = "none", False
-            trained = this.resumed.content["hyper_parameters"].get("preprocessing", {})
-            options.data.image_size = options.data.image_size or trained.get("crop_size")
+            options.data.image_size = options.data.image_size or preprocessing["crop_size"]
         head_first = has_head_start(h.weights, h.head_start)
         if trainer.max_epochs == 0 and not (head_first or this.resumed):
             raise UserError("--max_epochs 0 fits the head alone: use pretrained weights or --model.head_start true")
-        net = make_resnet(h.arch, h.weights)  # before the images, for it may fail at once
+        net = make_net(h.arch, h.weights, preprocessing["crop_size"])  # before the images, for it may fail at once
+        options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size)
         this.check_folder(trainer)
         data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
         model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
-
         metrics: dict[str, Any] = {}
         if fit(trainer, model, data, this):
             average_with_head_start(trainer, data)

@@ -53,7 +53,7 @@ def test_sigterm_before_training_ends_with_its_status(tmp_path):
         (["--acelerator", "cpu"], "--acelerator cpu (did you mean --accelerator?)"),
         (["--max_epoch", "3"], "(did you mean --max_epochs?)"),
         (["--data.batchsize=3"], "(did you mean --data.batch_size?)"),
-        (["--model.arch", "resnet51"], "--model.arch resnet51: must be one of resnet18"),
+        (["--model.optimizer", "adma"], "--model.optimizer adma: must be one of sgd, adam, adamw (did you mean adam?)"),
         (["--model.lr", "fast"], "--model.lr fast: must be of type float"),
         (["--max_epochs", "ten"], "--max_epochs ten: must be of type int, null"),
         (["--model.class_names", "[a]"], "unrecognized arguments: --model.class_names"),

@@ -96,6 +96,11 @@ def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path)
             "--barebones: no figures would be left to report; for a run that is nearly as bare: --logger",
         ),
         (["--name=a/b"], "--name a/b: must be usable as the name of a folder"),
+        (
+            ["--model.arch=resnet51"],
+            "no classification network of torchvision (those of timm: timm/NAME); did you mean",
+        ),
+        (["--model.arch=timm/resnet10"], "--model.arch timm/resnet10: no network of timm; did you mean timm/resnet10t"),
         (["--model.weights=IMAGENET1K_V9"], "no torchvision weights of resnet18"),
         (["--model.weights=nowhere.pth"], "nowhere.pth: no such file"),
         (["--model.weights=garbage.pth"], "garbage.pth: refused"),

@@ -14,7 +14,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
-import torchvision
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
@@ -30,6 +29,7 @@ from project.lightning_internals import save_with_metrics
 from project.loading import gather_in_order
 from project.samples import Samples
 from project.trainer import best_of
+from project.weights import find_architecture
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,9 @@ class HeadStart(Callback):
             log.info("Frozen backbone: all epochs use its features of the images, without augmentation")
         if model.head_start:
             labels, val_labels = data.labels(train), data.labels(data.samples["val"])
-            norm = model.head.weight.norm()
+            norm = model.head.linear.weight.norm()
             l2 = set_head(trainer, model, data, (of_train, labels), (self.val_features, val_labels))
-            self.scale = 1.0 if frozen else min(1.0, (norm / model.head.weight.norm()).item())
+            self.scale = 1.0 if frozen else min(1.0, (norm / model.head.linear.weight.norm()).item())
             self.val_metrics = evaluate_head(trainer, model, self.val_features, val_labels)
             log.info(f"Head start: val top1 {self.val_metrics['val/top1']:.4f} before training (L2 {l2:.0e})")
 
@@ -149,8 +149,8 @@ def set_head(
     weight, bias, l2 = fit_head(features, labels, val_features, val_labels, num_classes, class_weights)
     weight, bias = trainer.strategy.broadcast((weight, bias))  # devices of different kinds round differently
     with torch.no_grad():
-        model.head.weight.copy_(weight)
-        model.head.bias.copy_(bias)
+        model.head.linear.weight.copy_(weight)
+        model.head.linear.bias.copy_(bias)
     return l2
 
 
@@ -167,7 +167,10 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
     In training, BatchNorm uses the statistics of the batch. A head fitted with those of the pretraining would no longer
     fit from the first step on, and its errors would damage the backbone, which the head start is meant to prevent.
     """
-    norms = [module for module in model.net.modules() if isinstance(module, nn.BatchNorm2d)]
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)  # and what timm derives from them
+    norms = [module for module in model.net.modules() if isinstance(module, kinds) and module.track_running_stats]
+    if not norms:  # in networks with LayerNorm
+        return
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -188,14 +191,15 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
 def cached_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> Tensor:
     """The backbone's features of images as in evaluation, `(N, F)` on the CPU: from the cache, or computed and cached.
 
-    The cache key covers all that they depend on: files, weights, preprocessing, precision and torchvision's version.
+    The cache key covers all that they depend on: files, weights, preprocessing, precision and the versions of the code.
     """
     key = blake2b(digest_size=16)
     key.update(fingerprints(path for path, _ in samples).tobytes())
     for name, tensor in model.net.state_dict().items():
-        if not name.startswith("fc."):
+        if not name.startswith(f"{model.head_name}."):
             key.update(name.encode() + tensor.cpu().numpy().tobytes())
-    settings = [model.hparams["arch"], data.preprocessing, trainer.precision, torchvision.__version__]
+    arch = model.hparams["arch"]
+    settings = [arch, data.preprocessing, trainer.precision, find_architecture(arch).version]
     key.update(json.dumps(settings).encode())
 
     features = load_features(key.hexdigest())

@@ -1,10 +1,10 @@
-"""The model: a pretrained ResNet with a new head, its loss, metrics and optimizer."""
+"""The model: a pretrained network with a new head, its loss, metrics and optimizer."""
 
 import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,15 +15,18 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from project import INFINITY, check_ranges, shortest
+from project.backbones import Head, make_net, replace_head
 from project.checkpoint import load_model, open_checkpoint
 from project.images import Preprocessing, eval_reader, eval_transform
 from project.metrics import EvalMetrics
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
-from project.weights import Arch, make_resnet
+from project.weights import find_architecture
 
 
 class ResNetClassifier(LightningModule):
-    """A torchvision ResNet whose `fc` is replaced by dropout and a linear layer for the given classes.
+    """A network whose last layer is replaced by dropout and a linear layer for the given classes.
+
+    By default it is a ResNet, but any that `project/backbones.py` can build will do.
 
     The arguments before the `*` are set by the program; those after it are the options `--model.NAME`.
 
@@ -33,8 +36,9 @@ class ResNetClassifier(LightningModule):
         preprocessing: How images are resized and cropped, and the mean and standard deviation with which `forward`
             normalizes them.
         class_weights: Weight of each class in the training loss; all 1 by default.
-        net: The ResNet, if it has already been built; otherwise it is built from `arch` and `weights`.
-        arch: The architecture.
+        net: The network, if `make_net` has already built it; otherwise it is built from `arch` and `weights`.
+        arch: A classification network of torchvision (`resnet50`, `efficientnet_b0`, `vit_b_16`, …), or of timm:
+            `timm/NAME`.
         weights: Initial weights: `DEFAULT` or a torchvision name such as `IMAGENET1K_V1`, downloaded once; the path of
             a `.pth` or `.safetensors` state dict or of a checkpoint of this project; or `none` for random weights.
         fine_tune: `full` trains all layers; `head` trains only the new head, on a frozen backbone with BatchNorm in
@@ -75,7 +79,7 @@ class ResNetClassifier(LightningModule):
     RENAMED: ClassVar = {"fine_tune": {"gradual": "full"}}  # values of older versions
     FIXED = ("arch", "fine_tune", "optimizer")  # options that a resumed run cannot change
 
-    net: Any  # a torchvision ResNet, whose children have no type annotations
+    net: nn.Module
     mean: Tensor
     std: Tensor
     class_weights: Tensor | None
@@ -87,7 +91,7 @@ class ResNetClassifier(LightningModule):
         class_weights: list[float] | None = None,
         net: nn.Module | None = None,
         *,
-        arch: Arch = "resnet50",
+        arch: str = "resnet50",
         weights: str = "DEFAULT",
         fine_tune: Literal["full", "head", "gradual"] = "full",
         dropout: float = 0.0,
@@ -106,17 +110,17 @@ class ResNetClassifier(LightningModule):
         self.check_options(**self.hparams)
         self.class_names = class_names
         self.head_start = has_head_start(weights, head_start)
-        self.net = make_resnet(arch, weights) if net is None else net
-        self.net.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.net.fc.in_features, len(class_names)))
+        self.net = make_net(arch, weights, preprocessing["crop_size"]) if net is None else net
+        self.head_name = replace_head(self.net, arch, dropout, len(class_names))
         self.net.to(memory_format=torch.channels_last)  # the memory layout in which convolutions are fastest
         # By name, because FSDP flattens all parameters before the optimizer is created.
-        self.decayed = {name for name, parameter in self.net.named_parameters() if parameter.ndim > 1}
-        if fine_tune == "head":
+        parameters = self.net.named_parameters()
+        self.decayed = {name for name, parameter in parameters if parameter.ndim > 1 and name.endswith("weight")}
+        if self.frozen:
             self.net.requires_grad_(False)
-            self.net.fc.requires_grad_(True)
-        # Not persistent: the hyperparameters restore them, and the state dict is that of a plain torchvision ResNet.
-        for name in ("mean", "std"):
-            value = 255 * torch.tensor(preprocessing[name]).view(1, 3, 1, 1)  # type: ignore[literal-required]
+            self.head.requires_grad_(True)
+        # Not persistent: the hyperparameters restore them, and the state dict is that of the network alone.
+        for name, value in normalization(preprocessing).items():
             self.register_buffer(name, value, persistent=False)
         loss_weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", loss_weights, persistent=False)
@@ -129,8 +133,10 @@ class ResNetClassifier(LightningModule):
     def check_options(cls, **options: Any) -> None:
         """Reject what `__init__` would, as far as possible without the weights. Raises `UserError`."""
         check_ranges("model.", cls.RANGES, options)
+        find_architecture(options["arch"])
         if "preprocessing" in options:
             eval_transform(options["preprocessing"])
+            normalization(options["preprocessing"])
 
     @classmethod
     def monitors(cls) -> dict[str, Literal["min", "max"]]:
@@ -138,9 +144,9 @@ class ResNetClassifier(LightningModule):
         return {f"val/{name}": mode for name, mode in EvalMetrics.modes().items()}
 
     @property
-    def head(self) -> nn.Linear:
-        """The new last layer."""
-        return self.net.fc[1]
+    def head(self) -> Head:
+        """Dropout and the new last layer."""
+        return cast(Head, self.net.get_submodule(self.head_name))
 
     @property
     def frozen(self) -> bool:
@@ -166,19 +172,16 @@ class ResNetClassifier(LightningModule):
         Returns:
             Logits, float32 `(B, num_classes)`.
         """
-        return self.net.fc(images if images.ndim == 2 else self.features(images)).float()
+        return (self.head(images) if images.ndim == 2 else self.net(self.normalized(images))).float()
 
     def features(self, images: Tensor) -> Tensor:
-        """The input of the head: the backbone's output averaged over each image, `(B, F)`.
+        """The backbone's output, which is the input of the head, `(B, F)`; arguments as for `forward`."""
+        with self.head.bypassed():
+            return self.net(self.normalized(images))
 
-        Args:
-            images: uint8 or float `(B, 3, H, W)`, RGB from 0 to 255, normalized here.
-        """
-        x = ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        for name, module in self.net.named_children():
-            if name != "fc":
-                x = module(x)
-        return x.flatten(1)
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images as the network wants them: float32 `(B, 3, H, W)`, in channels_last."""
+        return ((images.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss, a scalar, for images `(B, 3, H, W)` or features `(B, F)` with their targets.
@@ -262,7 +265,12 @@ class ResNetClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
         groups = param_groups(
-            self.net.named_parameters(), "fc.", self.decayed, h["lr"], h["backbone_lr_factor"], h["weight_decay"]
+            self.net.named_parameters(),
+            f"{self.head_name}.",
+            self.decayed,
+            h["lr"],
+            h["backbone_lr_factor"],
+            h["weight_decay"],
         )
         # In mixed precision, Lightning cannot clip gradients for a fused optimizer.
         clipped = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
@@ -275,8 +283,8 @@ class ResNetClassifier(LightningModule):
         """Keep a frozen backbone in eval mode; otherwise BatchNorm would adapt its statistics to the new images."""
         super().train(mode)
         if self.frozen:
-            for name, module in self.net.named_children():
-                module.train(mode and name == "fc")
+            self.net.eval()
+            self.head.train(mode)
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -295,6 +303,12 @@ def load(checkpoint: str | Path = "best", default_root_dir: str | Path = ".") ->
         UserError: The file is missing, damaged or unsafe, or this project did not write it.
     """
     return load_model(open_checkpoint(str(checkpoint), default_root_dir), ResNetClassifier)
+
+
+def normalization(preprocessing: Preprocessing) -> dict[str, Tensor]:
+    """The mean and standard deviation of channels from 0 to 255, each float32 `(1, 3, 1, 1)`."""
+    values = {"mean": preprocessing["mean"], "std": preprocessing["std"]}
+    return {name: 255 * torch.tensor(value).view(1, 3, 1, 1) for name, value in values.items()}
 
 
 def has_head_start(weights: str, head_start: bool | None) -> bool:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 
-from project.images import BadImage, Preprocessing, load_crop, read_size
+from project.images import SMALLEST_CHOICE, BadImage, Preprocessing, load_crop, read_size
 from project.samples import Samples
 
 
@@ -22,9 +22,9 @@ def fit_preprocessing(preprocessing: Preprocessing, image_size: int | None, samp
     crop, resize = preprocessing["crop_size"], preprocessing["resize_size"]
     if image_size is None:
         # Twice their side keeps the details of small images, at a fraction of the cost of 224 pixels. 32 is the stride
-        # of a ResNet: smaller steps would not change the size of its last feature map.
+        # of most networks: smaller steps would not change the size of its last feature map.
         sides = [side for path, _ in samples[:: max(1, len(samples) // 64)] if (side := shorter_side(path))]
-        image_size = min(crop, max(64, 32 * round(2 * median(sides) / 32))) if sides else crop
+        image_size = min(crop, max(SMALLEST_CHOICE, 32 * round(2 * median(sides) / 32))) if sides else crop
     return {**preprocessing, "crop_size": image_size, "resize_size": round(resize * image_size / crop)}
 
 

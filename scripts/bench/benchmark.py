@@ -49,7 +49,7 @@ from project.classification.pictures import Pictures
 from project.cli import Parser, log, run
 from project.loading import default_workers
 from project.trainer import choose_precision, keep_freed_memory, make_trainer
-from project.weights import Arch, preprocessing_for
+from project.weights import preprocessing_for
 
 HERE = Path(__file__).parent
 SAMPLE = HERE.parents[1] / "project/sample"
@@ -62,7 +62,7 @@ def make_parser() -> Parser:
     """The parser of this script."""
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", type=str, default=str(SAMPLE / "fashion-mnist"), help="images, as for train.py")
-    parser.add_argument("--arch", type=Arch, default="resnet18")
+    parser.add_argument("--arch", type=str, default="resnet18")
     parser.add_argument("--weights", type=str, default=str(SAMPLE / "resnet18-tiny-imagenet.safetensors"))
     parser.add_argument("--image_size", type=int, default=64, help="in the training runs of all tools")
     parser.add_argument("--epochs", type=int, default=10, help="in the training runs of all tools")
@@ -188,12 +188,12 @@ def seconds_a_step(times: list[float]) -> float:
     return (warm[-1] - warm[0]) / (len(warm) - 1)
 
 
-def new_model(arch: Arch) -> ResNetClassifier:
+def new_model(arch: str) -> ResNetClassifier:
     """A model with ten classes and random weights."""
     return ResNetClassifier([str(i) for i in range(10)], PREPROCESSING, arch=arch, weights="none")
 
 
-def step_of_ours(arch: Arch, batches: list[Any], steps: int) -> float:
+def step_of_ours(arch: str, batches: list[Any], steps: int) -> float:
     """Seconds per step with the model, Trainer, callbacks and logger of scripts/train.py."""
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
@@ -217,7 +217,7 @@ def trainer_of_ours(folder: str, clock: Callback, max_epochs: int) -> Trainer:
     )
 
 
-def step_of_bare_loop(arch: Arch, batches: list[Any], steps: int, device: torch.device) -> float:
+def step_of_bare_loop(arch: str, batches: list[Any], steps: int, device: torch.device) -> float:
     """Seconds per step with our settings, but without Lightning, metrics, logging and checkpoints."""
     model = new_model(arch).to(device)
     decayed = [p for p in model.net.parameters() if p.ndim > 1]
@@ -238,7 +238,7 @@ def step_of_bare_loop(arch: Arch, batches: list[Any], steps: int, device: torch.
     return seconds_a_step(times)
 
 
-def step_of_plain_script(arch: Arch, batches: list[Any], steps: int, device: torch.device) -> float:
+def step_of_plain_script(arch: str, batches: list[Any], steps: int, device: torch.device) -> float:
     """Seconds per step of what a tutorial shows: fp32, batches of floats, SGD."""
     net = torchvision.models.get_model(arch, weights=None, num_classes=10).to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 sys.path.append(str(Path(__file__).parents[1]))  # for scripts/train.py
-from project.weights import make_resnet
+from project.backbones import make_net
 
 STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))  # when the parent process started this one
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -154,7 +154,7 @@ def tutorial_transforms(size: int) -> dict[str, Callable[[Any], Tensor]]:
 
 def pretrained(job: dict[str, Any]) -> nn.Module:
     """A torchvision ResNet with the job's weights and a random head."""
-    net: Any = make_resnet(job["arch"], job["weights"])
+    net: Any = make_net(job["arch"], job["weights"], job["image_size"])
     net.fc = nn.Linear(net.fc.in_features, len(job["class_names"]))
     return net
 

@@ -259,7 +259,7 @@ def test_the_head_start_alone_decodes_each_image_once_and_computes_no_feature_tw
 ):
     decoded: Counter[str] = Counter()
     seen: list[int] = []
-    load, features = images.load_image, ResNetClassifier.features
+    load, normalized = images.load_image, ResNetClassifier.normalized
 
     def counted_load(path, size=None):
         decoded[path] += 1
@@ -267,12 +267,12 @@ def test_the_head_start_alone_decodes_each_image_once_and_computes_no_feature_tw
 
     def counted(self, batch):
         seen.append(len(batch))
-        return features(self, batch)
+        return normalized(self, batch)
 
     if not has_test:
         shutil.rmtree(split / "test")
     monkeypatch.setattr(images, "load_image", counted_load)
-    monkeypatch.setattr(ResNetClassifier, "features", counted)
+    monkeypatch.setattr(ResNetClassifier, "normalized", counted)
     run = run_train(tmp_path, split, WEIGHTS, "--max_epochs=0")
     assert set(decoded.values()) == {1} and len(decoded) == (36 if has_test else 27)
     assert sum(seen) == len(decoded)

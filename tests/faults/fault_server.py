@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,21 +55,20 @@ from project.cli import run as run_script
 
 
 def tiny_network(arch: str, weights: Any = None) -> nn.Module:
-    """A network of a few kilobytes with the parts of a ResNet."""
+    """A network of a few kilobytes with the parts of a ResNet, by its names."""
 
     def part(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
-    net = nn.Module()
-    for name, module in {
+    parts = {
         "conv1": nn.Conv2d(3, 8, 3, 2, 1, bias=False),
         "bn1": nn.BatchNorm2d(8),
         **{f"layer{i}": part(8, 8) for i in range(1, 5)},
         "avgpool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(),
         "fc": nn.Linear(8, 1000),
-    }.items():
-        net.add_module(name, module)
-    return net
+    }
+    return nn.Sequential(OrderedDict(parts))
 
 
 def before(owner: Any, name: str, action: Callable[[], None]) -> None:

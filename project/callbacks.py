@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 
 from project.files import write_text
+from project.lightning_internals import BarFromOne
 from project.optim import NO_DECAY
 
 log = logging.getLogger(__name__)
@@ -148,8 +148,8 @@ class EpochLines(Callback):
         log.info(f"Epoch {done}{f' of {planned}' if planned > 0 else ''}: {', '.join(parts)}")
 
 
-class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, on stderr and without the version number."""
+class ProgressBar(BarFromOne):
+    """Lightning's rich progress bar, on stderr, without the version number, and with epochs counted from 1."""
 
     def __init__(self) -> None:
         super().__init__(console_kwargs={"stderr": True})

@@ -7,7 +7,7 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from torch import Tensor
 
 # Loggers that advise on matters settled here
@@ -81,3 +81,12 @@ def forget_children(trainer: Trainer) -> None:
     launcher: Any = trainer.strategy.launcher
     if hasattr(launcher, "procs"):  # the launcher of a single process has none
         launcher.procs.clear()
+
+
+class BarFromOne(RichProgressBar):
+    """Lightning's rich progress bar, which counts epochs from 0, but from 1."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}" + (f"/{epochs}" if epochs is not None and epochs > 0 else "")
+        return text.ljust(len(self.validation_description))  # or the bars of training and validation would not align

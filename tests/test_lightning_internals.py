@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import make, make_data
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from torch.utils.data import DataLoader
 
 from project import lightning_internals as internals
@@ -66,3 +67,20 @@ def test_advice_on_what_is_settled_is_not_given(trainer, split, caplog, recwarn)
     trainer.test(make(), DataLoader([(torch.zeros(3, 32, 32, dtype=torch.uint8), 0)]), verbose=False)
     texts = [str(warning.message) for warning in recwarn if "lightning" in str(warning.filename)]
     assert not [text for text in texts if "workers" in text or "training batches" in text]
+
+
+def test_the_progress_bar_counts_epochs_from_one(split, capsys):
+    bar = internals.BarFromOne()
+    assert callable(RichProgressBar._get_train_description)  # a rename would silently bring back the count from 0
+    told = []
+
+    class Watch(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            told.append(bar.progress.tasks[bar.train_progress_bar_id].description)
+
+    quiet = {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    several = Trainer(accelerator="cpu", callbacks=[bar, Watch()], max_epochs=2, limit_train_batches=1, **quiet)
+    several.fit(make(), datamodule=make_data(split))
+    assert ["Epoch 1/2" in told[0], "Epoch 2/2" in told[1]] == [True, True], told
+    several.fit_loop.max_epochs = -1
+    assert bar._get_train_description(4).strip() == "Epoch 5"

@@ -11,18 +11,22 @@ def test_precision_is_chosen_for_the_device_and_said(caplog, monkeypatch):
 
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(trainer, "cpu_has_fast_bf16", lambda: True)
-    assert trainer.choose_precision("auto", "cpu") == "bf16-mixed" and "bf16-mixed" in caplog.text
+    assert trainer.choose_precision("auto", "cpu") == "bf16-mixed"
+    assert "Precision bf16-mixed: half the bits, faster on this CPU (--precision 32-true for full)" in caplog.text
     monkeypatch.setattr(trainer, "cpu_has_fast_bf16", lambda: False)
-    assert trainer.choose_precision("auto", "cpu") == "32-true"
+    assert trainer.choose_precision("auto", "cpu") == "32-true" and "Precision 32-true: full" in caplog.text
     assert trainer.choose_precision("16-mixed", "cpu") == "16-mixed"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for supported, chosen in [(True, "bf16-mixed"), (False, "16-mixed")]:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
-        assert trainer.choose_precision("auto", "gpu") == chosen
+        assert trainer.choose_precision("auto", "gpu") == chosen and f"{chosen}: half the bits, faster on this GPU" in (
+            caplog.text
+        )
 
 
-def test_the_trainer_needs_no_option(tmp_path):
-    made = trainer.make_trainer("val/top1", max_epochs=1, accelerator="cpu", default_root_dir=tmp_path)
+def test_the_trainer_needs_hardly_an_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = trainer.make_trainer("val/top1", max_epochs=1)
     names = [type(callback).__name__ for callback in made.callbacks]
     assert {"LastCheckpoint", "StopAtNonFinite", "Throughput", "LearningRates", "ProgressBar"} <= set(names)
     assert made.max_epochs == 1 and not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, default_convert
 from project import INFINITY, UserError, check_ranges, shortest
 from project.checks import drop_bad_images
 from project.classification.datasets import FeatureDataset, ImageDataset
-from project.classification.transforms import fit_preprocessing, mix_transform, train_transform
+from project.classification.transforms import fit_preprocessing, is_plain, mix_transform, train_transform
 from project.images import Preprocessing, eval_reader
 from project.loading import ResumableData
 from project.samples import Samples, class_list, complete_splits, find_samples, what_is_drawn
@@ -112,8 +112,6 @@ class ImageData(ResumableData):
         self.check_options(**options)
         assert root is not None
         self.root, self.balance, self.bad_images = root, balance, bad_images
-        augmented = auto_augment != "none" or random_erasing or mixup or cutmix
-        self.cache_features = not augmented if cache_features is None else cache_features
         self.features: dict[str, Tensor] = {}  # by split, see `use_features`
 
         listed = find_samples(root)
@@ -129,6 +127,8 @@ class ImageData(ResumableData):
         self.test_split = "test" if "test" in self.samples else "val"
         self.train_transform = train_transform(self.preprocessing, crop_scale, flip, auto_augment, random_erasing)
         self.mix = mix_transform(mixup, cutmix, len(self.class_names))
+        plain = self.mix is None and is_plain(self.train_transform)
+        self.cache_features = plain if cache_features is None else cache_features
 
     @classmethod
     def check_options(cls, **options: Any) -> None:

@@ -55,6 +55,8 @@ class HeadStart(Callback):
         model, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(model, ResNetClassifier) and isinstance(data, ImageData)
         frozen = model.frozen and data.cache_features
+        if stage == "fit" and model.frozen and not frozen:
+            log.info("Frozen backbone: each epoch runs it over augmented images (--data.cache_features true: once)")
         if stage != "fit" or not (frozen or model.head_start):
             return
         limits = (trainer.limit_train_batches, trainer.limit_val_batches)
@@ -75,10 +77,11 @@ class HeadStart(Callback):
         if model.head_start:
             labels, val_labels = data.labels(train), data.labels(data.samples["val"])
             norm = model.head.linear.weight.norm()
-            l2 = set_head(trainer, model, data, (of_train, labels), (self.val_features, val_labels))
+            set_head(trainer, model, data, (of_train, labels), (self.val_features, val_labels))
             self.scale = 1.0 if frozen else min(1.0, (norm / model.head.linear.weight.norm()).item())
             self.val_metrics = evaluate_head(trainer, model, self.val_features, val_labels)
-            log.info(f"Head start: val top1 {self.val_metrics['val/top1']:.4f} before training (L2 {l2:.0e})")
+            top1 = self.val_metrics["val/top1"]
+            log.info(f"Head start: the new head alone, on the frozen backbone, gets val top1 {top1:.4f}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log and save the fitted head, before the first training step."""
@@ -126,7 +129,7 @@ def set_head(
     data: ImageData,
     train: tuple[Tensor, Tensor],
     val: tuple[Tensor, Tensor],
-) -> float:
+) -> None:
     """Set the model's head to the best one for its features, fitted on at most `MAX_IMAGES` of them.
 
     Args:
@@ -135,9 +138,6 @@ def set_head(
         data: Provides the classes, and whether to balance them.
         train: Features `(N, F)` and labels int64 `(N,)`.
         val: Likewise, `(M, F)` and `(M,)`.
-
-    Returns:
-        The best strength of the L2 penalty.
     """
     device = trainer.strategy.root_device
     some = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(0))[:MAX_IMAGES].sort().values
@@ -146,12 +146,11 @@ def set_head(
     balanced = data.balance != "none"
     class_weights = torch.tensor(data.inverse_frequencies, device=device) if balanced else None
     num_classes = len(data.class_names)
-    weight, bias, l2 = fit_head(features, labels, val_features, val_labels, num_classes, class_weights)
+    weight, bias, _ = fit_head(features, labels, val_features, val_labels, num_classes, class_weights)
     weight, bias = trainer.strategy.broadcast((weight, bias))  # devices of different kinds round differently
     with torch.no_grad():
         model.head.linear.weight.copy_(weight)
         model.head.linear.bias.copy_(bias)
-    return l2
 
 
 def norm_samples(train: Samples, batch_size: int) -> Samples:

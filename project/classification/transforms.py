@@ -38,7 +38,7 @@ def shorter_side(path: str) -> int | None:
 
 def train_transform(
     preprocessing: Preprocessing, crop_scale: float, flip: float, auto_augment: str, random_erasing: float
-) -> v2.Transform:
+) -> v2.Compose:
     """From a path to an augmented image, uint8 `(3, crop_size, crop_size)`; see `ImageData` for the options."""
     size = preprocessing["crop_size"]
     resample = Image.Resampling[preprocessing["interpolation"].upper()]
@@ -53,6 +53,17 @@ def train_transform(
             v2.RandomErasing(random_erasing, value=[255 * mean for mean in preprocessing["mean"]]),
         ]
     )
+
+
+def is_plain(transform: v2.Compose) -> bool:
+    """Whether a training transform only crops and flips, so that training on features of whole images loses little."""
+
+    def plain(step: object) -> bool:
+        if isinstance(step, v2.RandomErasing):
+            return step.p == 0
+        return isinstance(step, v2.RandomHorizontalFlip | v2.PILToTensor) or getattr(step, "func", None) is load_crop
+
+    return all(map(plain, transform.transforms))
 
 
 def mix_transform(mixup: float, cutmix: float, num_classes: int) -> v2.Transform | None:

@@ -225,8 +225,10 @@ def test_a_damaged_cache_costs_time_only(split, tmp_path, computed, empty_cache,
     assert computed == [27, 27]
 
 
-def test_augmentation_that_is_asked_for_is_not_cached_away(split, tmp_path, computed):
+def test_augmentation_that_is_asked_for_is_not_cached_away(split, tmp_path, computed, caplog):
+    caplog.set_level("INFO")
     run_train(tmp_path, split, "--model.fine_tune=head", "--data.mixup=0.2")
+    assert "Frozen backbone: each epoch runs it over augmented images (--data.cache_features true" in caplog.text
     run_train(tmp_path, split, "--model.fine_tune=head", "--data.cache_features=false")
     assert computed == []
 

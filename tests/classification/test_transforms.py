@@ -1,9 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from helpers import make_data, save_image
 from torchvision.transforms import v2
 
-from project.classification.transforms import random_crop
+from project.classification.transforms import is_plain, random_crop
 
 
 def test_image_size_follows_the_weights_and_small_images(tmp_path):
@@ -27,10 +29,18 @@ def test_augmentations_keep_size_and_type(split, auto_augment):
     assert images.dtype == torch.uint8 and images.shape == (4, 3, 32, 32)
 
 
-def test_without_augmentation_of_colour_and_place_images_stay_as_they_are(split):
-    data = make_data(split, crop_scale=1.0, flip=0.0)
-    assert len(data.train_transform.transforms) == 4
-    assert not any(isinstance(t, v2.TrivialAugmentWide | v2.RandAugment) for t in data.train_transform.transforms)
+def test_what_goes_beyond_crops_and_flips_is_recognized(split, monkeypatch):
+    """Also a step that somebody adds to `train_transform`: then features are not cached unless that is asked for."""
+    assert make_data(split).cache_features
+    for option in ({"auto_augment": "trivial"}, {"random_erasing": 0.1}, {"mixup": 0.2}, {"cutmix": 1.0}):
+        assert not make_data(split, **option).cache_features
+    plain = make_data(split, crop_scale=1.0, flip=0.0).train_transform
+    assert is_plain(plain)
+    for step in (v2.ColorJitter(0.2), v2.GaussianBlur(3), lambda image: image, partial(round, ndigits=1)):
+        changed = v2.Compose([*plain.transforms[:-2], step, *plain.transforms[-2:]])
+        monkeypatch.setattr("project.classification.data.train_transform", lambda *args, made=changed: made)
+        assert not is_plain(changed) and not make_data(split).cache_features
+        assert make_data(split, cache_features=True).cache_features
 
 
 @pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])

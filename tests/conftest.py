@@ -1,5 +1,6 @@
 """Fixtures: small real images on disk, and one trained run that many tests read."""
 
+import gc
 import logging
 import os
 import shutil
@@ -57,9 +58,10 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """Restore the handlers, which `run` does not do, since its process ends with it."""
+    """Restore the handlers and collect garbage, which `run` does not do, since its process ends with it."""
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     yield
+    gc.unfreeze()
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
 

@@ -16,7 +16,6 @@ from project.imports import quick_imports
 
 with quick_imports():
     from lightning.pytorch import Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from project import PACKAGE, UserError, shortest
@@ -102,7 +101,8 @@ def evaluate_best(
     if best:  # as a new module, because FSDP keeps the parameters of the trained one
         checkpoint = load_checkpoint(best.best_model_path)
         model = load_model(checkpoint, ResNetClassifier)
-        log.info(outcome(trainer.current_epoch, checkpoint.content, best, head_start.val_metrics))
+        score = float(best.best_model_score or 0)
+        log.info(outcome(trainer.current_epoch, checkpoint.content, str(best.monitor), score, head_start.val_metrics))
         if checkpoint.content["global_step"] == 0 and head_start.val_features is not None:
             data.use_features({"val": head_start.val_features})
     trainer.enable_autolog_hparams = False  # some loggers reject a second, different set, such as the reloaded one
@@ -134,22 +134,22 @@ def hparams(this: Run, data: ImageData) -> dict[str, Any]:
     return {**first, "image_size": data.preprocessing["crop_size"], "lr": h["lr"], "more": more}
 
 
-def outcome(epochs: int, content: dict[str, Any], best: ModelCheckpoint, at_start: dict[str, Any]) -> str:
+def outcome(epochs: int, content: dict[str, Any], monitor: str, score: float, at_start: dict[str, Any]) -> str:
     """One line on what training has gained.
 
     Args:
         epochs: Number of epochs trained.
         content: Content of the best checkpoint.
-        best: The callback that keeps it, with its score.
+        monitor: The metric that has selected it.
+        score: Its value.
         at_start: Validation metrics of the head start; empty if there was none, or if the run was resumed.
     """
-    monitor, score = best.monitor or "", float(best.best_model_score or 0)
-    line = f"Best of {epochs} epochs: {what_it_is(content)}, {monitor.replace('/', ' ')} {score:.4f}"
+    line = f"Best: {what_it_is(content)}, {monitor.replace('/', ' ')} {score:.4f}"
     if content["global_step"] > 0 or epochs == 0:
-        return line + (f" (the head start: {at_start[monitor]:.4f})" if at_start else "")
+        return line + (f" (the head start: {at_start[monitor]:.4f})" if at_start and epochs else "")
     return (
-        f"{line}; fine-tuning brought no gain. What may help: more images, a lower --model.lr, or "
-        "--config configs/head_only.yaml"
+        f"{line}; {epochs} epoch{'s' * (epochs > 1)} of fine-tuning brought no gain. What may help: more images, "
+        "a lower --model.lr, or --config configs/head_only.yaml"
     )
 
 

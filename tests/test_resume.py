@@ -7,8 +7,7 @@ import shutil
 import pytest
 import torch
 import train
-from helpers import FAST, SAMPLE, bad_checkpoints, last_of, save_image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers import FAST, SAMPLE, bad_checkpoints, last_of, save_image, scalars
 
 from project import checkpoint
 from project.checkpoint import load_checkpoint
@@ -71,8 +70,8 @@ def test_last_goes_on_in_the_same_run_with_the_same_data(trained, tmp_path):
     assert runs == ["version_0"]
     checkpoint = load_checkpoint(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").content
     assert checkpoint["epoch"] == 2 and checkpoint["global_step"] == 3 * 3  # 24 images in batches of 8
-    steps = [e.step for e in EventAccumulator(str(tmp_path / "lightning_logs/version_0")).Reload().Scalars("val/top1")]
-    assert steps == [2, 5, 8]
+    curve = scalars(tmp_path / "lightning_logs/version_0/val", "curves/top1")
+    assert [step for step, _ in curve] == [2, 5, 8]
 
 
 def test_a_path_starts_a_run_of_its_own(trained, tmp_path):

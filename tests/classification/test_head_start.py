@@ -88,11 +88,11 @@ def test_a_class_without_images_has_a_place_in_the_head():
 
 def test_with_pretrained_weights_the_fitted_head_is_step_0_and_the_first_best_checkpoint(split, tmp_path):
     run = run_train(tmp_path, split, WEIGHTS, "--model.lr=0", "--max_epochs=1")  # lr 0: only the head start learns
-    curve = scalars(run, "val/top1")
+    curve = scalars(run / "val", "curves/top1")
     assert curve[0][0] == 0 and len(curve) == 2
     best = load_checkpoint(run / "checkpoints/best.ckpt").content
     assert best["global_step"] == 0 and curve[0][1] >= 0.8  # three colours
-    assert scalars(run, "val/loss")[0][0] == 0
+    assert scalars(run / "val", "curves/loss")[0][0] == 0
 
 
 def test_with_random_weights_there_is_none_unless_asked_for(split, tmp_path, computed):
@@ -127,7 +127,7 @@ def test_training_goes_on_from_a_probe(split, tmp_path):
 def test_a_resumed_run_has_no_second_head_start(split, tmp_path):
     run = run_train(tmp_path, split, WEIGHTS)
     train.main(["--ckpt_path=last", f"--default_root_dir={tmp_path}", "--max_epochs=2"])
-    assert [step for step, _ in scalars(run, "val/top1")] == [0, 2, 5]
+    assert [step for step, _ in scalars(run / "val", "curves/top1")] == [0, 2, 5]
 
 
 def test_averaged_weights_start_from_the_fitted_head(split, tmp_path):
@@ -160,7 +160,7 @@ def test_batchnorm_has_the_statistics_of_the_new_images_before_full_fine_tuning(
 def test_a_frozen_backbone_is_run_over_each_image_once(split, tmp_path, computed):
     run = run_train(tmp_path, split, WEIGHTS, "--model.fine_tune=head", "--max_epochs=3")
     assert computed == [18 + 9]
-    assert len(scalars(run, "val/top1")) == 4
+    assert len(scalars(run / "val", "curves/top1")) == 4
     run_train(tmp_path, split, WEIGHTS, "--model.fine_tune=head", "--max_epochs=3", "--seed=1")
     assert computed == [27]  # the second run reads them
 
@@ -179,7 +179,7 @@ def test_features_are_those_that_evaluation_sees(split, tmp_path, capsys):
     import evaluate
 
     run = run_train(tmp_path, split, WEIGHTS, "--model.fine_tune=head", "--max_epochs=2")
-    best = max(value for _, value in scalars(run, "val/top1"))
+    best = max(value for _, value in scalars(run / "val", "curves/top1"))
     evaluate.main([f"--ckpt={run / 'checkpoints/best.ckpt'}", "--split=val", f"--output={tmp_path}"])
     assert yaml.safe_load((tmp_path / "metrics.json").read_text())["top1"] == pytest.approx(best, abs=1e-5)
 
@@ -251,7 +251,7 @@ def test_processes_share_the_features_out(tmp_path):
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}
         subprocess.run(command, check=True, capture_output=True, timeout=180, env=environment)
         (run,) = (folder / "lightning_logs").iterdir()
-        curves.append(scalars(run, "val/loss"))
+        curves.append(scalars(run / "val", "curves/loss"))
     assert curves[0][0][1] == pytest.approx(curves[1][0][1], rel=0.2)
 
 

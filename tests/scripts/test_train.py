@@ -88,8 +88,7 @@ def test_a_reload_does_not_ask_for_the_pretrained_weights(split, tmp_path, monke
 
 
 def test_best_is_the_best_by_validation_top1(trained):
-    events = EventAccumulator(str(trained)).Reload()
-    curve = [event.value for event in events.Scalars("val/top1")]
+    curve = [value for _, value in scalars(trained / "val", "curves/top1")]
     best = load_checkpoint(trained / "checkpoints/best.ckpt").content
     state = next(s for name, s in best["callbacks"].items() if "val/top1" in name and "ModelCheckpoint" in name)
     assert state["best_model_score"].item() == pytest.approx(max(curve))
@@ -185,13 +184,17 @@ def test_an_image_that_breaks_while_training_is_named(fails, flat, tmp_path, mon
 
 
 def test_what_training_brought_is_said():
-    at_start = {"val/top1": torch.tensor(0.81)}
-    trained = train.outcome(8, {"global_step": 40, "epoch": 6}, 0.86, at_start)
-    assert trained == "Best: epoch 7 of 8, val top1 0.8600 (the head start: 0.8100)"
-    assert train.outcome(8, {"global_step": 40, "epoch": 6}, 0.86, {}) == "Best: epoch 7 of 8, val top1 0.8600"
-    no_gain = train.outcome(8, {"global_step": 0, "epoch": 0}, 0.81, at_start)
+    at_start = {"val/top1": torch.tensor(0.81), "val/loss": torch.tensor(0.6)}
+    start, tuned = {"global_step": 0, "epoch": 0}, {"global_step": 40, "epoch": 6}
+    told = train.outcome(8, tuned, "val/top1", 0.86, at_start)
+    assert told == "Best: epoch 7, val top1 0.8600 (the head start: 0.8100)"
+    assert train.outcome(8, tuned, "val/loss", 0.5, at_start).endswith("val loss 0.5000 (the head start: 0.6000)")
+    assert train.outcome(8, tuned, "val/top1", 0.86, {}) == "Best: epoch 7, val top1 0.8600"
+    no_gain = train.outcome(8, start, "val/top1", 0.81, at_start)
     assert "8 epochs of fine-tuning brought no gain" in no_gain and "head_only.yaml" in no_gain
-    assert train.outcome(0, {"global_step": 0, "epoch": 0}, 0.81, at_start) == "Best: the head start, val top1 0.8100"
+    assert train.outcome(0, start, "val/top1", 0.81, at_start) == "Best: the head start, val top1 0.8100"
+    average = train.outcome(8, {**tuned, "fine_tuned_share": 0.25}, "val/top1", 0.87, at_start)
+    assert average.startswith("Best: the average of the head start (75%) and epoch 7 (25%), val top1 0.8700")
 
 
 def test_a_log_file_has_a_line_for_each_epoch_and_the_outcome(split, tmp_path):
@@ -201,7 +204,7 @@ def test_a_log_file_has_a_line_for_each_epoch_and_the_outcome(split, tmp_path):
     lines = [line for line in done.stderr.splitlines() if re.match(r"Epoch \d of 3: train loss", line)]
     assert len(lines) == 3 and "(new best)" in lines[0] and "left" in lines[1]
     assert re.search(r"^Run folder: .*version_0 \(\d+ MB\)$", done.stderr, re.MULTILINE)
-    assert re.search(r"^Best: epoch \d of 3, val top1 [\d.]+$", done.stderr, re.MULTILINE)
+    assert re.search(r"^Best: epoch \d, val top1 [\d.]+$", done.stderr, re.MULTILINE)
     assert re.search(r"^Mistakes:    .*mistakes.png \(\d of 9 val, \d of 9 test images\)$", done.stderr, re.MULTILINE)
     assert "95 % interval of 9 images" in " ".join(done.stdout.split())
 

@@ -122,7 +122,7 @@ class OfTimm:
             hint = f"; name other weights with --model.arch: {first_few(tagged)}" if tagged else ""
             raise UserError(f"--model.weights {weights}: no such file; use a file, DEFAULT or none{hint}")
         known = self.timm.data.resolve_data_config(pretrained_cfg=self.timm.get_pretrained_cfg(self.name).to_dict())
-        size = known["input_size"][-1]
+        size = known["input_size"][-1]  # a central crop, also for the few networks for which timm distorts images
         return {
             "resize_size": int(size / known["crop_pct"]),  # timm, too, rounds down
             "crop_size": size,

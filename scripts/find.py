@@ -12,9 +12,8 @@ from pathlib import Path
 
 from project.imports import quick_imports
 
-sys.path.append(str(Path(__file__).parent))  # for train.py, where this is installed
-
 with quick_imports():
+    sys.path.append(str(Path(__file__).parent))  # where this is installed, it is not there yet
     import train
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.tuner import Tuner

@@ -54,6 +54,7 @@ def test_every_command_of_the_readme_is_accepted():
     assert checked["train"] >= 15 and checked["evaluate"] >= 2 and checked["predict"] >= 1 and checked["find"] >= 1
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_does_what_the_command_does(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)

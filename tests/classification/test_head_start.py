@@ -13,6 +13,7 @@ from helpers import (
     SAMPLE,
     WEIGHTS,
     fill,
+    make,
     make_data,
     reload,
     run_train,
@@ -155,6 +156,11 @@ def test_batchnorm_has_the_statistics_of_the_new_images_before_full_fine_tuning(
     torch.testing.assert_close(model.net.bn1.running_mean, first.mean(dim=(0, 2, 3)), rtol=0.01, atol=0.01)
     original = safetensors.torch.load_file(SAMPLE / "resnet18-tiny-imagenet.safetensors")["bn1.running_mean"]
     assert not torch.allclose(model.net.bn1.running_mean, original.float(), rtol=0.2, atol=0.05)
+
+
+def test_a_network_without_batchnorm_is_run_over_no_image_for_statistics():
+    model = make(arch="timm/test_vit")
+    head_start.adapt_norms(trainer=None, model=model, data=None, samples=[])
 
 
 def test_a_frozen_backbone_is_run_over_each_image_once(split, tmp_path, computed):

@@ -11,6 +11,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_found_values_are_options_of_the_training_with_a_picture(tmp_path, capsys):
     options = [*FAST, f"--data.root={fill(tmp_path / 'data', 40)}", f"--default_root_dir={tmp_path}", WEIGHTS]
     capsys.readouterr()

@@ -73,7 +73,7 @@ def test_predict_fails_if_it_can_read_nothing(fails, away):
     (away / "empty.png").write_bytes(b"")
     line = fails(predict.main, *CPU, "--ckpt=model.ckpt", "nowhere", "empty.png", "--output=out.csv", "--num_workers=0")
     assert "no file could be read: nowhere: no such file, empty.png: the file is empty" in line
-    with open("out.csv", newline="") as file:
+    with open("out.csv", newline="", encoding="utf-8-sig") as file:
         assert [row["path"] for row in csv.DictReader(file)] == ["nowhere", "empty.png"]
 
 

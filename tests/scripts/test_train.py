@@ -215,6 +215,7 @@ def run_sample(folder: Path, *options: str) -> dict:
     return json.loads((folder / "lightning_logs/version_0/metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_sample_is_learned(tmp_path):
     metrics = run_sample(tmp_path)
     assert metrics["split"] == "test" and metrics["num_samples"] == 300

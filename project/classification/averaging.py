@@ -70,8 +70,9 @@ def average_with_head_start(trainer: Trainer, data: ImageData) -> None:
         trainer.strategy.checkpoint_io.save_checkpoint(content, path)
     trainer.strategy.barrier()
     best.best_model_score = torch.tensor(measured[i][monitor])
-    changes = [f"val {name} {measured[i][name]:.3f} (was {measured[0][name]:.3f})" for name in ("top1", "loss")]
-    log.info(f"best.ckpt is now {what_it_is(content)}, not {what_it_is(files['best'])}: {', '.join(changes)}")
+    loss, top1 = (f"val {name} {measured[i][name]:.3f} (was {measured[0][name]:.3f}" for name in ("loss", "top1"))
+    chance = ", within chance" if measured[i]["top1"] < measured[0]["top1"] else ""
+    log.info(f"best.ckpt is now {what_it_is(content)}, not {what_it_is(files['best'])}: {loss}), {top1}{chance})")
 
 
 def what_it_is(checkpoint: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ def test_the_average_that_is_chosen_becomes_best(options, tmp_path, monkeypatch,
     expected = interpolate(start["state_dict"], last["state_dict"], 0.5)
     assert all(torch.equal(best["state_dict"][name], tensor) for name, tensor in expected.items())
     (line,) = [r.message for r in caplog.records if r.message.startswith("best.ckpt is now")]
-    assert "the average of the head start (50%) and epoch 1 (50%), not the head start: val top1" in line
+    assert "the average of the head start (50%) and epoch 1 (50%), not the head start: val loss" in line
     assert "Best: the average" in caplog.text
     assert json.loads((folder.parent / "metrics.json").read_text())["num_samples"] == 6
 

@@ -55,7 +55,7 @@ def whole(path: str | Path, durable: bool = False, previous: Path | None = None)
         if previous is not None:
             os.replace(path, previous)
         os.replace(draft, path)
-        if durable:
+        if durable and os.name == "posix":  # Windows cannot flush folders
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

@@ -30,7 +30,7 @@ MAIN_OPTIONS = {
     "name": "name of the run folder [version_0, version_1, …]",
     "logger": "WandbLogger, MLFlowLogger, CSVLogger, …; or false [TensorBoardLogger]",
     "seed": "seed of weights, data order and augmentation",
-    "ckpt_path": "go on from a checkpoint: best, last, auto or a path [start anew]",
+    "ckpt_path": "go on from a checkpoint: last, auto or a path [start anew]",
     "config": "YAML file with any of these options; later ones win [none]",
 }
 
@@ -49,7 +49,7 @@ def make_parser(description: str, data_class: Any, model_class: Any) -> tuple[Pa
     parser.add_argument(
         "--ckpt_path",
         type=str | None,
-        help="resume from this checkpoint: a path, or `best` or `last` of the newest run (with this --name, if given); "
+        help="resume from this checkpoint: a path, or `last` of the newest run (with this --name, if given); "
         "`auto`: its `last` if there is one, otherwise start a new run",
     )
     parser.add_argument(
@@ -134,5 +134,6 @@ def as_argv(options: dict[str, Any], prefix: str = "--") -> list[str]:
         if isinstance(value, dict) and prefix == "--":
             argv += as_argv(value, f"{prefix}{name}.")
         else:
-            argv.append(f"{prefix}{name}={value if isinstance(value, str) else json.dumps(value)}")
+            text = os.fspath(value) if isinstance(value, str | os.PathLike) else json.dumps(value)
+            argv.append(f"{prefix}{name}={text}")
     return argv

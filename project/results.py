@@ -1,5 +1,6 @@
 """Where the results of an evaluation go, and what they are the results of."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,27 @@ class Trained(NamedTuple):
     Attributes:
         folder: The run folder; None on all processes but the first, and with `--fast_dev_run`.
         best: Its `best.ckpt`, if there is one.
-        metrics: The content of its `metrics.json`; empty if nothing was left to do.
+        metrics: The content of its `metrics.json`.
     """
 
     folder: Path | None
     best: Path | None
     metrics: dict[str, Any]
+
+
+def trained_run(folder: Path | None, metrics: dict[str, Any]) -> Trained:
+    """What is in a run folder.
+
+    Args:
+        folder: The run folder, if there is one.
+        metrics: The content of `metrics.json`; if empty, since nothing was left to do, it is read.
+    """
+    if folder is None or not folder.is_dir():
+        return Trained(None, None, metrics)
+    if not metrics and (folder / "metrics.json").is_file():
+        metrics = json.loads((folder / "metrics.json").read_text())
+    best = folder / "checkpoints/best.ckpt"
+    return Trained(folder, best if best.is_file() else None, metrics)
 
 
 def evaluations_folder(checkpoint: str) -> Path:
@@ -58,8 +74,8 @@ def origin(checkpoint: Checkpoint | None, root: str) -> dict[str, Any]:
         root: The data, a folder or a manifest.
 
     Returns:
-        `checkpoint` and `data`, which are absolute paths; `epoch`, counted from 1, or 0 before training; and `step`.
-        What is not known is None.
+        `checkpoint` and `data`, which are absolute paths; `epoch`, counted from 1, or 0 before training; `step`; and
+        `fine_tuned_share`, below 1 for an average with the head start. What is not known is None.
     """
     content: dict[str, Any] = {} if checkpoint is None else checkpoint.content
     epoch, step = (n if isinstance(n := content.get(name), int) else None for name in ("epoch", "global_step"))
@@ -67,5 +83,6 @@ def origin(checkpoint: Checkpoint | None, root: str) -> dict[str, Any]:
         "checkpoint": checkpoint and os.path.abspath(checkpoint.path),
         "epoch": None if epoch is None else epoch + 1 if step else 0,
         "step": step,
+        "fine_tuned_share": content.get("fine_tuned_share", None if step is None else float(step > 0)),
         "data": os.path.abspath(root),
     }

@@ -64,6 +64,9 @@ def check_resumable(checkpoint: Checkpoint, options: Namespace, model_class: typ
     except (UserError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise does_not_fit(checkpoint, error) from error
     trained = current_values(model_class, trained)
+    monitor = checkpoint.content["config"].get("monitor", model_class.MONITOR)  # type: ignore[attr-defined]
+    if options.monitor != monitor:  # the best score so far is of another metric
+        raise UserError(f"{path} was trained with --monitor {monitor}, not {options.monitor}")
     if others:
         raise UserError(
             f"{path} was trained by an older version in a way that is gone (gradual unfreezing; its parameters are in "

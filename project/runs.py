@@ -213,7 +213,9 @@ def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run)
         except Stopped as stopped:
             given = [("default_root_dir", run.options.default_root_dir), ("name", run.options.name)]
             again = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given if value)
-            log.info(f"{stopped}. To resume: python {shlex.quote(sys.argv[0])} --ckpt_path last{again}")
+            script = sys.argv[0]  # or that of a notebook or another program, which has no such option
+            command = f"python {shlex.quote(script)} " if Path(script).stem.endswith("train") else ""
+            log.info(f"{stopped}. To resume: {command}--ckpt_path last{again}")
             if stopped.status:
                 sys.exit(stopped.status)
         else:

@@ -242,7 +242,9 @@ def class_list(samples: dict[str, Samples], root: str) -> list[str]:
         if absent:
             log.warning(f"the {split} split has no images of {quoted(absent)}: its figures are blind to them")
         if few:
-            log.warning(f"the {split} split has only 1 or {FEW} images of {quoted(few)}: they say little of those")
+            log.warning(
+                f"the {split} split has only 1 or {FEW} images of {quoted(few)}: its figures say little about these"
+            )
     return natural_sort(train)
 
 

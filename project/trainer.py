@@ -124,7 +124,7 @@ def choose_precision(precision: str, accelerator: Any) -> str:
     elif accelerator in ("auto", "cpu") and not torch.backends.mps.is_available() and cpu_has_fast_bf16():
         chosen, device = "bf16-mixed", "CPU"
     else:
-        log.info("Precision 32-true: full, since half the bits are not known to be faster here (--precision)")
+        log.info("Precision 32-true: full, since half precision is not known to be faster here (--precision)")
         return "32-true"
     log.info(f"Precision {chosen}: half the bits, faster on this {device} (--precision 32-true for full)")
     return chosen

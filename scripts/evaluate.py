@@ -64,6 +64,7 @@ def evaluate(ckpt: str | Path = "best", root: str | Path | None = None, **option
 
     Raises:
         UserError: The checkpoint, the images or the value of an option cannot be used.
+        SystemExit: An option is unknown or of the wrong type; one line has been printed.
     """
     set_up_messages()
     return main(as_argv({"ckpt": str(ckpt), "data.root": root and str(root), **options}))

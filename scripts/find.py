@@ -13,7 +13,7 @@ from pathlib import Path
 from project.imports import quick_imports
 
 with quick_imports():
-    sys.path.append(str(Path(__file__).parent))  # where this is installed, it is not there yet
+    sys.path.insert(0, str(Path(__file__).parent))  # where this is installed, it is not there yet
     import train
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.tuner import Tuner

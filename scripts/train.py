@@ -31,7 +31,7 @@ with quick_imports():
     from project.files import size_of
     from project.loggers import log_results
     from project.options import as_argv
-    from project.results import Trained, origin
+    from project.results import Trained, origin, trained_run
     from project.runs import Run, fit, start
     from project.safety import user_errors
     from project.trainer import best_of, make_trainer
@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> Trained:
         if fit(trainer, model, data, this):
             average_with_head_start(trainer, data)
             metrics = evaluate_best(trainer, model, data, this, head_start)
-        best = best_of(trainer)
-        return Trained(this.folder, Path(best.best_model_path) if best else None, metrics)
+        return trained_run(this.folder or this.resumed_folder, metrics)
 
 
 def train(root: str | Path | None = None, **options: Any) -> Trained:
@@ -82,6 +81,7 @@ def train(root: str | Path | None = None, **options: Any) -> Trained:
 
     Raises:
         UserError: The images or the value of an option cannot be used.
+        SystemExit: An option is unknown or of the wrong type; one line has been printed.
     """
     set_up_messages()
     return main(as_argv(options if root is None else {"data.root": str(root), **options}))
@@ -147,9 +147,11 @@ def outcome(epochs: int, content: dict[str, Any], monitor: str, score: float, at
     line = f"Best: {what_it_is(content)}, {monitor.replace('/', ' ')} {score:.4f}"
     if content["global_step"] > 0 or epochs == 0:
         return line + (f" (the head start: {at_start[monitor]:.4f})" if at_start and epochs else "")
+    frozen = content.get("hyper_parameters", {}).get("fine_tune") == "head"
+    other = "" if frozen else f", or --config {shlex.quote(shortest(HERE.parent / 'configs/head_only.yaml'))}"
     return (
-        f"{line}; {epochs} epoch{'s' * (epochs > 1)} of fine-tuning brought no gain. What may help: more images, "
-        "a lower --model.lr, or --config configs/head_only.yaml"
+        f"{line}; {epochs} more epoch{'s' * (epochs > 1)} brought no gain. What may help: more images, a lower "
+        f"--model.lr{other}"
     )
 
 

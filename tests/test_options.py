@@ -7,6 +7,7 @@ import train
 from helpers import FAST, ROOT, SAMPLE, begin, parse
 
 from project.loggers import make_loggers
+from project.options import as_argv
 
 
 def test_without_data_the_sample_is_used_with_its_recipe_and_options_still_win():
@@ -139,3 +140,10 @@ def test_another_metric_can_select_the_best_checkpoint(fails, split, tmp_path):
     assert not (tmp_path / "lightning_logs").exists()
     assert begin("--data.root=x", *FAST, "--monitor=val/loss").trainer["mode"] == "min"
     assert begin("--data.root=x", *FAST, "--monitor=val/macro_f1").trainer["mode"] == "max"
+
+
+def test_options_of_python_become_a_command_line(tmp_path):
+    model = {"weights": tmp_path / "w.pth", "dropout": 0.5}
+    argv = as_argv({"data.root": "a b", "max_epochs": 5, "model": model, "logger": False})
+    weights = f"--model.weights={tmp_path / 'w.pth'}"
+    assert argv == ["--data.root=a b", "--max_epochs=5", weights, "--model.dropout=0.5", "--logger=false"]

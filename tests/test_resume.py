@@ -184,3 +184,9 @@ def test_a_run_that_unfroze_gradually_is_not_gone_on_with_but_its_weights_are_of
     line = fails(train.main, *options, "--ckpt_path=last", "--model.fine_tune=gradual", "--max_epochs=2")
     assert "gradual" in line and "'layer4'" in line and f"--model.weights {path}" in line
     train.main([*options, f"--model.weights={path}"])
+
+
+def test_another_monitor_is_refused(fails, trained, tmp_path):
+    shutil.copytree(trained.parent, tmp_path / "lightning_logs")
+    given = [f"--default_root_dir={tmp_path}", "--ckpt_path=last", "--max_epochs=3", "--monitor=val/loss"]
+    assert "was trained with --monitor val/top1, not val/loss" in fails(train.main, *given)

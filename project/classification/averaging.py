@@ -55,23 +55,29 @@ def average_with_head_start(trainer: Trainer, data: ImageData) -> None:
     model = load_model(Checkpoint(str(paths["last"]), files["last"]), ResNetClassifier)
     if model.frozen or files["last"]["global_step"] == 0:
         return
+    step = files["last"]["global_step"]
+    if files["best"].get("averaged_after") == step:  # by this run, which was then killed before its end
+        best.best_model_score = torch.tensor(files["best"]["score"])
+        return
+    log.info("Comparing the head start, the last epoch and averages of both on the validation images")
     start, tuned = files["start"]["state_dict"], files["last"]["state_dict"]
     states = {0.0: start, **{share: interpolate(start, tuned, share) for share in SHARES}, 1.0: tuned}
     with user_errors(data.batch_size):
         measured = measure(trainer, model, data, [files["best"]["state_dict"], *states.values()])
     monitor = (best.monitor or "").removeprefix("val/")
     i = choose(measured, monitor, best.mode, len(data.samples["val"]))
+    best.best_model_score = torch.tensor(measured[i][monitor])  # that of a resumed run may be of another file
     if i == 0:
         return
     share = list(states)[i - 1]
     source = files["start" if share == 0 else "last"]
     content = {name: source[name] for name in KEPT} | {"state_dict": states[share], "fine_tuned_share": share}
+    content |= {"averaged_after": step, "score": measured[i][monitor]}
     if trainer.is_global_zero:
         trainer.strategy.checkpoint_io.save_checkpoint(content, path)
     trainer.strategy.barrier()
-    best.best_model_score = torch.tensor(measured[i][monitor])
     loss, top1 = (f"val {name} {measured[i][name]:.3f} (was {measured[0][name]:.3f}" for name in ("loss", "top1"))
-    chance = ", within chance" if measured[i]["top1"] < measured[0]["top1"] else ""
+    chance = ", within chance" if monitor == "top1" and measured[i]["top1"] < measured[0]["top1"] else ""
     log.info(f"best.ckpt is now {what_it_is(content)}, not {what_it_is(files['best'])}: {loss}), {top1}{chance})")
 
 
@@ -111,7 +117,7 @@ def measure(
         states: State dicts of the model.
     """
     device = trainer.strategy.root_device
-    model.to(device)
+    model = trainer.precision_plugin.convert_module(model).to(device)  # type: ignore[assignment]
     on_device = [{name: tensor.to(device) for name, tensor in state.items()} for state in states]
     metrics = [EvalMetrics(len(model.class_names)).to(device) for _ in states]
     with trainer.precision_plugin.forward_context():

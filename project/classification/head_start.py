@@ -90,7 +90,7 @@ class HeadStart(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({name: value.item() for name, value in self.val_metrics.items()}, step=0)
         self._save(trainer, monitored=True)
-        self._keep(trainer)
+        self._keep(trainer, pl_module.frozen)  # type: ignore[arg-type]
         self.rescale_head(pl_module)
         if trainer.max_epochs == 0:  # otherwise there will soon be one
             self._save(trainer, monitored=False)
@@ -100,10 +100,10 @@ class HeadStart(Callback):
             if isinstance(callback, ModelCheckpoint) and (callback.monitor is not None) == monitored:
                 save_with_metrics(trainer, callback, self.val_metrics)
 
-    def _keep(self, trainer: Trainer) -> None:
+    def _keep(self, trainer: Trainer, frozen: bool) -> None:
         """Keep this first `best.ckpt` under a second name, for averages with it: a link, or else a copy."""
         best = best_of(trainer)
-        if best is not None and trainer.max_epochs != 0 and trainer.is_global_zero:
+        if best is not None and trainer.max_epochs != 0 and trainer.is_global_zero and not frozen:
             kept = Path(best.best_model_path).with_name(HEAD_START)
             kept.unlink(missing_ok=True)
             try:

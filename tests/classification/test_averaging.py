@@ -84,3 +84,24 @@ def test_without_a_head_start_there_is_nothing_to_average(options, tmp_path, mon
     train.main([*options, "--model.head_start=false"])
     best = load_checkpoint(tmp_path / "lightning_logs/version_0/checkpoints/best.ckpt").content
     assert "fine_tuned_share" not in best and what_it_is(best) == "epoch 1"
+
+
+def test_a_run_that_was_killed_before_its_end_is_not_averaged_twice(options, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="project")
+    monkeypatch.setattr(averaging, "choose", lambda measured, *rest: 3)
+    train.main(options)
+    run = tmp_path / "lightning_logs/version_0"
+    first = load_checkpoint(run / "checkpoints/best.ckpt").content
+    (run / "metrics.json").unlink()
+    monkeypatch.setattr(averaging, "choose", lambda measured, *rest: 4)
+    caplog.clear()
+    train.main([f"--default_root_dir={tmp_path}", "--ckpt_path=last"])
+    again = load_checkpoint(run / "checkpoints/best.ckpt").content
+    assert again["fine_tuned_share"] == first["fine_tuned_share"] == 0.5
+    assert f"Best: the average of the head start (50%) and epoch 1 (50%), val top1 {first['score']:.4f}" in caplog.text
+    assert json.loads((run / "metrics.json").read_text())["fine_tuned_share"] == 0.5
+
+
+def test_a_frozen_backbone_keeps_no_second_head_start(options, tmp_path):
+    train.main([*options, "--model.fine_tune=head"])
+    assert not (tmp_path / "lightning_logs/version_0/checkpoints/head_start.ckpt").exists()

@@ -191,7 +191,9 @@ def test_what_training_brought_is_said():
     assert train.outcome(8, tuned, "val/loss", 0.5, at_start).endswith("val loss 0.5000 (the head start: 0.6000)")
     assert train.outcome(8, tuned, "val/top1", 0.86, {}) == "Best: epoch 7, val top1 0.8600"
     no_gain = train.outcome(8, start, "val/top1", 0.81, at_start)
-    assert "8 epochs of fine-tuning brought no gain" in no_gain and "head_only.yaml" in no_gain
+    assert "8 more epochs brought no gain" in no_gain and "--config" in no_gain
+    frozen = {**start, "hyper_parameters": {"fine_tune": "head"}}
+    assert "--config" not in train.outcome(8, frozen, "val/top1", 0.81, at_start)
     assert train.outcome(0, start, "val/top1", 0.81, at_start) == "Best: the head start, val top1 0.8100"
     average = train.outcome(8, {**tuned, "fine_tuned_share": 0.25}, "val/top1", 0.87, at_start)
     assert average.startswith("Best: the average of the head start (75%) and epoch 7 (25%), val top1 0.8700")

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 import train
 import yaml
-from helpers import (
+from helpers import ROOT, (
     FAST,
     SAMPLE,
     WEIGHTS,
@@ -251,7 +251,7 @@ def test_processes_share_the_features_out(tmp_path):
     curves = []
     for devices in (1, 2):
         folder = tmp_path / str(devices)
-        command = [sys.executable, train.ROOT / "scripts/train.py", *FAST, WEIGHTS, f"--data.root={data}"]
+        command = [sys.executable, ROOT / "scripts/train.py", *FAST, WEIGHTS, f"--data.root={data}"]
         command += ["--precision=32-true", f"--devices={devices}", f"--default_root_dir={folder}", "--max_epochs=1"]
         command += ["--strategy=ddp"] if devices == 2 else []
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}

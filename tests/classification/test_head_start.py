@@ -8,8 +8,9 @@ import safetensors.torch
 import torch
 import train
 import yaml
-from helpers import ROOT, (
+from helpers import (
     FAST,
+    ROOT,
     SAMPLE,
     WEIGHTS,
     fill,

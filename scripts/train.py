@@ -114,7 +114,8 @@ def evaluate_best(
     if this.folder is None:
         return summary
     if summary:
-        figures = {f"{data.test_split}/{name}": value for name, value in summary.items() if isinstance(value, float)}
+        of_test = evaluations[-1].summary
+        figures = {f"{data.test_split}/{name}": value for name, value in of_test.items() if isinstance(value, float)}
         log_results(trainer, hparams(this, data), figures)
     log.info(f"Run folder:  {shortest(this.folder)} ({size_of(this.folder)})")
     if isinstance(trainer.logger, TensorBoardLogger):

@@ -6,7 +6,7 @@ import pytest
 
 from project import UserError
 from project.checkpoint import Checkpoint
-from project.results import check_unused, evaluation_name, evaluations_folder, origin
+from project.results import check_unused, evaluation_name, evaluations_folder, origin, trained_run
 
 
 def test_evaluations_lie_in_the_run_folder_wherever_it_was_moved_or_else_beside_the_checkpoint(tmp_path):
@@ -40,23 +40,32 @@ def test_a_folder_with_results_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("content", "epoch", "step"),
+    ("content", "epoch", "step", "share"),
     [
-        ({"epoch": 6, "global_step": 42}, 7, 42),
-        ({"epoch": 0, "global_step": 0}, 0, 0),
-        ({"epoch": "six"}, None, None),
-        ({}, None, None),
+        ({"epoch": 6, "global_step": 42}, 7, 42, 1.0),
+        ({"epoch": 6, "global_step": 42, "fine_tuned_share": 0.25}, 7, 42, 0.25),
+        ({"epoch": 0, "global_step": 0}, 0, 0, 0.0),
+        ({"epoch": "six"}, None, None, None),
+        ({}, None, None, None),
     ],
 )
-def test_results_name_checkpoint_and_data(monkeypatch, tmp_path, content, epoch, step):
+def test_results_name_checkpoint_and_data(monkeypatch, tmp_path, content, epoch, step, share):
     monkeypatch.chdir(tmp_path)
     assert origin(Checkpoint("a/best.ckpt", content), "photos") == {
         "checkpoint": os.path.join(tmp_path, "a/best.ckpt"),
         "epoch": epoch,
         "step": step,
+        "fine_tuned_share": share,
         "data": os.path.join(tmp_path, "photos"),
     }
 
 
 def test_results_of_a_run_without_checkpoints_name_none():
-    assert origin(None, "/photos") == {"checkpoint": None, "epoch": None, "step": None, "data": "/photos"}
+    unknown = dict.fromkeys(("checkpoint", "epoch", "step", "fine_tuned_share"))
+    assert origin(None, "/photos") == {**unknown, "data": "/photos"}
+
+
+def test_a_finished_run_is_read_from_its_folder(trained, tmp_path):
+    found = trained_run(trained, {})
+    assert found.best == trained / "checkpoints/best.ckpt" and found.metrics["num_samples"] == 12
+    assert trained_run(None, {}) == trained_run(tmp_path / "nowhere", {}) == (None, None, {})

@@ -45,26 +45,19 @@ def average_with_head_start(trainer: Trainer, data: ImageData) -> None:
         UserError: The checkpoints or the images cannot be read, or the new checkpoint cannot be saved.
     """
     best = best_of(trainer)
-    if best is None or trainer.interrupted:
+    files = {} if best is None or trainer.interrupted else read_files(Path(best.best_model_path))
+    if best is None or not files or files["last"]["hyper_parameters"]["fine_tune"] == "head":
         return
-    path = Path(best.best_model_path)
-    paths = {"best": path, "last": path.with_name("last.ckpt"), "start": path.with_name(HEAD_START)}
-    if not all(map(os.path.exists, paths.values())):
-        return
-    files = {name: load_checkpoint(path).content for name, path in paths.items()}
-    model = load_model(Checkpoint(str(paths["last"]), files["last"]), ResNetClassifier)
-    if model.frozen or files["last"]["global_step"] == 0:
-        return
-    step = files["last"]["global_step"]
-    if files["best"].get("averaged_after") == step:  # by this run, which was then killed before its end
+    if files["best"].get("averaged_after") == files["last"]["global_step"]:  # by this run, which then was killed
         best.best_model_score = torch.tensor(files["best"]["score"])
         return
     log.info("Comparing the head start, the last epoch and averages of both on the validation images")
     start, tuned = files["start"]["state_dict"], files["last"]["state_dict"]
     states = {0.0: start, **{share: interpolate(start, tuned, share) for share in SHARES}, 1.0: tuned}
+    model = load_model(Checkpoint(best.best_model_path, files["last"]), ResNetClassifier)
     with user_errors(data.batch_size):
         measured = measure(trainer, model, data, [files["best"]["state_dict"], *states.values()])
-    monitor = (best.monitor or "").removeprefix("val/")
+    monitor = str(best.monitor).removeprefix("val/")
     i = choose(measured, monitor, best.mode, len(data.samples["val"]))
     best.best_model_score = torch.tensor(measured[i][monitor])  # that of a resumed run may be of another file
     if i == 0:
@@ -72,13 +65,21 @@ def average_with_head_start(trainer: Trainer, data: ImageData) -> None:
     share = list(states)[i - 1]
     source = files["start" if share == 0 else "last"]
     content = {name: source[name] for name in KEPT} | {"state_dict": states[share], "fine_tuned_share": share}
-    content |= {"averaged_after": step, "score": measured[i][monitor]}
+    content |= {"averaged_after": files["last"]["global_step"], "score": measured[i][monitor]}
     if trainer.is_global_zero:
-        trainer.strategy.checkpoint_io.save_checkpoint(content, path)
+        trainer.strategy.checkpoint_io.save_checkpoint(content, best.best_model_path)
     trainer.strategy.barrier()
     loss, top1 = (f"val {name} {measured[i][name]:.3f} (was {measured[0][name]:.3f}" for name in ("loss", "top1"))
     chance = ", within chance" if monitor == "top1" and measured[i]["top1"] < measured[0]["top1"] else ""
     log.info(f"best.ckpt is now {what_it_is(content)}, not {what_it_is(files['best'])}: {loss}), {top1}{chance})")
+
+
+def read_files(best: Path) -> dict[str, dict[str, Any]]:
+    """Contents of `best.ckpt`, `last.ckpt` and the head start beside it, by name; none if one of them is missing."""
+    paths = {"best": best, "last": best.with_name("last.ckpt"), "start": best.with_name(HEAD_START)}
+    if not all(map(os.path.exists, paths.values())):
+        return {}
+    return {name: load_checkpoint(path).content for name, path in paths.items()}
 
 
 def what_it_is(checkpoint: dict[str, Any]) -> str:

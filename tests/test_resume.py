@@ -25,6 +25,7 @@ def test_auto_starts_resumes_and_then_has_nothing_to_do(flat, tmp_path, caplog):
     assert "has finished its epochs" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_stays_stopped(fails, flat, tmp_path, caplog):
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=9"]
     stopping = ["--callbacks+=EarlyStopping", "--callbacks.monitor=val/top1", "--callbacks.patience=1"]
@@ -45,6 +46,7 @@ def test_a_run_that_stopped_early_stays_stopped(fails, flat, tmp_path, caplog):
     assert last_of(tmp_path)["global_step"] == 9
 
 
+@pytest.mark.slow
 def test_a_run_of_limited_epochs_goes_on_with_the_next_one(flat, tmp_path):
     options = [*FAST, f"--data.root={flat}", "--data.num_workers=1", "--limit_train_batches=2", "--data.batch_size=4"]
     options += ["--model.schedule=constant", "--model.warmup_ratio=0", "--deterministic=true"]

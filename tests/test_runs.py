@@ -70,6 +70,7 @@ def test_every_run_has_a_folder_of_its_own(tmp_path):
     assert len({process.communicate()[0] for process in running}) == 2
 
 
+@pytest.mark.slow
 def test_a_named_run_is_found_by_its_name(flat, tmp_path):
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
     train.main([*options, "--name=a", "--seed=1"])
@@ -83,6 +84,7 @@ def test_a_named_run_is_found_by_its_name(flat, tmp_path):
     assert (tmp_path / "lightning_logs/c/metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_in_use_is_not_resumed(fails, flat, tmp_path):
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
     train.main(options)

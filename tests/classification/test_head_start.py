@@ -97,6 +97,7 @@ def test_with_pretrained_weights_the_fitted_head_is_step_0_and_the_first_best_ch
     assert scalars(run / "val", "curves/loss")[0][0] == 0
 
 
+@pytest.mark.slow
 def test_with_random_weights_there_is_none_unless_asked_for(split, tmp_path, computed):
     run_train(tmp_path, split)
     assert computed == []
@@ -138,6 +139,7 @@ def test_averaged_weights_start_from_the_fitted_head(split, tmp_path):
     assert yaml.safe_load((run / "metrics.json").read_text())["top1"] >= 0.8
 
 
+@pytest.mark.slow
 def test_limited_batches_are_not_followed_by_all_the_images(split, tmp_path, computed):
     run_train(tmp_path, split, WEIGHTS, "--limit_train_batches=1")  # one batch; 1.0 would be all of them
     run_train(tmp_path, split, WEIGHTS, "--limit_val_batches=0.5")

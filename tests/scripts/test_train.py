@@ -122,9 +122,8 @@ def test_recipes_run_and_leave_a_loadable_model(split, tmp_path, options):
         assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("signum", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_keeps_the_last_checkpoint_and_exits_130(split, tmp_path, signum, status):
     """A terminal also sends it to the data workers; torchrun and timeout do the same with SIGTERM."""
     command = [sys.executable, ROOT / "scripts/train.py", *FAST, "--max_epochs=10000", "--data.num_workers=1"]

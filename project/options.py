@@ -38,8 +38,8 @@ MAIN_OPTIONS = {
 def make_parser(description: str, data_class: Any, model_class: Any) -> tuple[Parser, list[str]]:
     """The parser of a training script, and the names of the Trainer options."""
     main_options = {
-        **{f"data.{name}": text for name, text in data_class.MAIN_OPTIONS.items()},  # type: ignore[attr-defined]
-        **{f"model.{name}": text for name, text in model_class.MAIN_OPTIONS.items()},  # type: ignore[attr-defined]
+        **{f"data.{name}": text for name, text in data_class.MAIN_OPTIONS.items()},
+        **{f"model.{name}": text for name, text in model_class.MAIN_OPTIONS.items()},
         **MAIN_OPTIONS,
     }
     parser = Parser(main_options, description=description, usage="%(prog)s [--OPTION VALUE]...")

@@ -213,5 +213,7 @@ def mistakes_figure(evaluations: list[Evaluation], data: ImageData) -> Figure:
 def heading(evaluation: Evaluation) -> str:
     """The heading of a split in the picture of the wrong images."""
     wrong, total = len(evaluation.wrong), evaluation.summary["num_samples"]
-    which = "; the surest first" if wrong <= MAX_IMAGES else f"; the {MAX_IMAGES} surest"
-    return f"{evaluation.split}: {f'{wrong:,}' if wrong else 'none'} of {total:,} wrong{which if wrong else ''}"
+    if not wrong:
+        return f"{evaluation.split}: none of {total:,} wrong"
+    which = "the surest first" if wrong <= MAX_IMAGES else f"the {MAX_IMAGES} surest"
+    return f"{evaluation.split}: {wrong:,} of {total:,} wrong; {which}"

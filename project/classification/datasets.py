@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     An item is requested as `EpochSampler` yields it: an index, and a seed for everything random in the transform, which
     must use torch's generator. So an image's augmentation depends on neither the worker nor earlier images.
     The index `EpochSampler.PADDING` returns an image with the label `IGNORE`.
-    The file list is stored in two arrays, which worker processes share, not in Python objects, which each would copy.
+    The file list is stored in two tensors, which worker processes share however they are started, not in Python
+    objects, which each would copy.
 
     Args:
         samples: Paths and class names.
@@ -47,8 +47,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         replace_bad: bool = False,
     ) -> None:
         index = {name: i for i, name in enumerate(class_names)}
-        self.paths = np.array([os.fsencode(path) for path, _ in samples])
-        self.labels = np.array([index[label] for _, label in samples], dtype=np.int64)
+        paths = np.array([os.fsencode(path) for path, _ in samples])  # padded with zeros to the longest
+        self.paths = torch.from_numpy(paths.view(np.uint8).reshape(len(samples), -1))
+        self.labels = torch.tensor([index[label] for _, label in samples], dtype=torch.int64)
         self.transform = transform
         self.skip_bad = skip_bad
         self.replace_bad = replace_bad
@@ -62,7 +63,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             return self._readable(0)[0], IGNORE
         torch.default_generator.manual_seed(seed)
         try:
-            return self.transform(os.fsdecode(self.paths[i])), int(self.labels[i])
+            return self._read(i)
         except BadImage as error:
             if not self.skip_bad:
                 raise
@@ -70,21 +71,19 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         image, label = self._readable(i + 1)
         return image, label if self.replace_bad else IGNORE
 
+    def path(self, i: int) -> str:
+        """The path of an image."""
+        return os.fsdecode(self.paths[i].numpy().tobytes().rstrip(b"\0"))
+
+    def _read(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(self.path(i)), int(self.labels[i])
+
     def _readable(self, start: int) -> tuple[Tensor, int]:
         """The first readable image from index `start` on. Raises `BadImage`."""
         for i in (k % len(self) for k in range(start, start + len(self))):
             with suppress(BadImage):
-                return self.transform(os.fsdecode(self.paths[i])), int(self.labels[i])
-        raise BadImage(f"none of the {len(self)} images can be read any more, for example {os.fsdecode(self.paths[0])}")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Workers that are spawned, not forked, get a pickle, in which torch shares tensors but not arrays."""
-        shared = torch.from_numpy(self.paths.view(np.uint8))
-        return {**vars(self), "paths": (shared, self.paths.dtype)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        shared, dtype = state["paths"]
-        vars(self).update(state, paths=shared.numpy().view(dtype))
+                return self._read(i)
+        raise BadImage(f"none of the {len(self)} images can be read any more, for example {self.path(0)}")
 
 
 class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):

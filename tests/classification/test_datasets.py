@@ -1,9 +1,9 @@
-import numpy as np
 import pytest
 import torch
 from helpers import make_data
 
 from project import IGNORE, UserError
+from project.classification.datasets import ImageDataset
 from project.loading import EpochSampler
 
 
@@ -25,9 +25,22 @@ def test_padding_is_ignored(split):
     assert label == IGNORE
 
 
-def test_file_lists_are_arrays_that_workers_share(split):
-    dataset = make_data(split).train_dataloader().dataset
-    assert isinstance(dataset.paths, np.ndarray) and dataset.paths.dtype.kind == "S"
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_share_the_file_list_and_load_the_same_however_they_are_started(split, method):
+    """The default is forkserver on Linux since Python 3.14, spawn on macOS and Windows."""
+    data = make_data(split, num_workers=1, auto_augment="trivial", random_erasing=0.5)
+    loader = data.train_dataloader()
+    loader.multiprocessing_context = method
+    expected = list(make_data(split, auto_augment="trivial", random_erasing=0.5).train_dataloader())
+    for (images, labels), (same_images, same_labels) in zip(loader, expected, strict=True):
+        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
+    assert loader.dataset.paths.is_shared() == (method != "fork")  # those that are forked share all memory
+
+
+def test_names_of_any_length_and_bytes_are_kept(tmp_path):
+    samples = [(name, "a") for name in ("a.png", "caf\udce9.png", "größer/als die anderen.png")]
+    dataset = ImageDataset(samples, ["a"], str)
+    assert [dataset[i, 0][0] for i in range(3)] == [name for name, _ in samples]
 
 
 def test_a_file_that_breaks_after_the_check_is_named(flat):

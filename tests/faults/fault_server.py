@@ -141,7 +141,7 @@ def stock_loader(self: ImageData) -> DataLoader:
 
 def without_seed(self: ImageDataset, item: Any) -> Any:
     i = item[0] if isinstance(item, tuple) else item
-    return self.transform(os.fsdecode(self.paths[i])), int(self.labels[i])
+    return self._read(i)
 
 
 def in_place(path: Any, mode: str) -> Any:

@@ -33,7 +33,7 @@ with quick_imports():
 
 def make_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--ckpt", required=True, type=str, help="checkpoint of scripts/train.py, or `best` or `last` of the newest run"
     )

@@ -32,7 +32,7 @@ RANGES = {"top_k": (1, INFINITY), "batch_size": (1, INFINITY), "num_workers": (0
 
 def make_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--ckpt", required=True, type=str, help="checkpoint of scripts/train.py, or `best` or `last` of the newest run"
     )

@@ -55,16 +55,22 @@ def whole(path: str | Path, durable: bool = False, previous: Path | None = None)
         if previous is not None:
             os.replace(path, previous)
         os.replace(draft, path)
-        if durable and os.name == "posix":  # Windows cannot flush folders
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        if durable:
+            flush_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             draft.unlink()
         raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, where that can be done: not on Windows, nor on every file system."""
+    with suppress(OSError):  # the files themselves have been flushed
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -16,10 +16,10 @@ from project import IGNORE, shortest
 from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
 from project.classification.pictures import MAX_IMAGES, grid_figure, shortened
-from project.files import whole, write_csv
+from project.files import write_csv
 from project.images import BadImage, eval_reader
 from project.loading import gather_in_order
-from project.loggers import log_figure
+from project.loggers import log_figure, save_png
 from project.metrics import report, summarize
 from project.samples import Samples
 
@@ -156,10 +156,8 @@ def save(
         return summary
     if folder is not None:
         write_csv(folder / "predictions.csv", table(evaluations, data.class_names))
-        figure = mistakes_figure(evaluations, data)
-        log_figure(trainer, "mistakes", figure, None)
-        with whole(folder / "mistakes.png") as file:
-            figure.savefig(file, format="png")
+        picture = log_figure(trainer, "mistakes", mistakes_figure(evaluations, data), None)
+        save_png(folder / "mistakes.png", picture)
     report(summary, main.confusion, folder)
     if folder is not None:
         counts = ", ".join(f"{len(e.wrong):,} of {e.summary['num_samples']:,} {e.split}" for e in evaluations)
@@ -192,7 +190,8 @@ def mistakes_figure(evaluations: list[Evaluation], data: ImageData) -> Figure:
 
     def pixels(path: str) -> np.ndarray | None:
         try:
-            return read(path).permute(1, 2, 0).numpy()
+            image = data.decoded[path] if path in data.decoded else read(path)
+            return image.permute(1, 2, 0).numpy()
         except BadImage:  # gone since it was evaluated
             return None
 

@@ -225,7 +225,7 @@ def run(job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     if not job.get("real"):
         torchvision.models.get_model = tiny_network  # type: ignore[assignment]
-        SummaryWriter.add_figure = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
+        SummaryWriter.add_image = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
         # Pictures take half the time of a tiny run.
         project.metrics.confusion_figure = pictures.confusion_figure = lambda *args: Figure()
     log_steps(folder / "steps.txt")

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -232,15 +233,17 @@ def report(summary: dict[str, Any], confusion: Tensor | None, folder: Path | Non
         # last, since a run that has it counts as finished
         write_text(folder / "metrics.json", json.dumps(as_utf8(summary), indent=2, ensure_ascii=False) + "\n")
     console = Console(markup=False, emoji=False, highlight=False)  # a class may be called `[red]` or `:cat:`
-    for table in tables(summary):
-        console.print(table)
+    with console.capture() as text:  # rich would end the run if nobody reads them any more
+        for table in tables(summary):
+            console.print(table)
+    print(text.get(), end="")
 
 
 def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:
     """Tables of the overall and the per-class metrics; at most the `max_classes` classes with the lowest recall."""
     overall = Table(title=f"{summary['split']} split, {summary['num_samples']:,} images")
     row = []
-    for name, value in summary.items():
+    for name, value in takewhile(lambda item: item[0] != "per_class", summary.items()):
         if isinstance(value, float):
             overall.add_column(name, justify="right")
             row.append(f"{value:.4f}")

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 
-from project import UserError
+from project import UserError, as_utf8
 from project.files import whole
 from project.tensorboard import Curves
 
@@ -159,6 +159,7 @@ def log_results(trainer: Trainer, hyperparameters: dict[str, Any], metrics: dict
         hyperparameters: The options by name; those in nested dictionaries come after all others.
         metrics: Metrics of the best checkpoint, by name.
     """
+    hyperparameters = as_utf8(hyperparameters)  # the name of the data's folder may be of other bytes
     for logger in trainer.loggers:
         if isinstance(logger, Curves):
             logger.log_results(hyperparameters, metrics, trainer.global_step)

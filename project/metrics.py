@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib import rcParams
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 from torchmetrics.utilities.data import dim_zero_cat
 
-from project import IGNORE, UserError, as_utf8, printable
+from project import IGNORE, UserError, as_utf8, first_few, printable
 from project.files import whole, write_text
 
 log = logging.getLogger(__name__)
@@ -224,6 +225,11 @@ def report(summary: dict[str, Any], confusion: Tensor | None, folder: Path | Non
     Raises:
         OSError: The folder cannot be written.
     """
+    if folder is not None and (boxes := not_in_font("".join(summary["per_class"]))):
+        log.warning(
+            f"Pictures show {first_few(boxes)} as boxes, which their font lacks: name another one, font.family in "
+            "matplotlib's matplotlibrc"
+        )
     if confusion is None:
         log.info(f"No confusion matrix is drawn, since there are more than {MAX_MATRIX:,} classes")
     elif folder is not None:
@@ -237,6 +243,12 @@ def report(summary: dict[str, Any], confusion: Tensor | None, folder: Path | Non
         for table in tables(summary):
             console.print(table)
     print(text.get(), end="")
+
+
+def not_in_font(text: str) -> list[str]:
+    """The letters of a text, as it is shown, that the font of pictures lacks."""
+    fonts = [get_font(findfont(FontProperties(family=[name]))) for name in rcParams["font.family"]]
+    return sorted(c for c in set(printable(text)) if not any(font.get_char_index(ord(c)) for font in fonts))
 
 
 def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
 
 from project.files import write_text
 from project.lightning_internals import BarFromOne
@@ -149,10 +150,13 @@ class EpochLines(Callback):
 
 
 class ProgressBar(BarFromOne):
-    """Lightning's rich progress bar, on stderr, without the version number, and with epochs counted from 1."""
+    """Lightning's rich progress bar, on stderr if that is a terminal or a notebook, with epochs counted from 1."""
 
     def __init__(self) -> None:
         super().__init__(console_kwargs={"stderr": True})
+        console = Console(stderr=True)
+        if not (console.is_terminal or console.is_jupyter):
+            self.disable()  # in a file, what remains of it is one line at the end that says nothing
         self.shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

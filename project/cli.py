@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import errno
 import gc
+import io
 import logging
 import os
 import re
@@ -19,7 +21,7 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from project import UserError
+from project import UserError, printable
 from project.lightning_internals import QUIET_LOGGERS, QUIET_WARNINGS
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,7 @@ class Parser(ArgumentParser):
             text += nearest(f"{wrong[1]}.{wrong[2]}", options)
         elif wrong := re.search(r"Option '([\w.]+)' is not accepted", text):
             text += nearest(wrong[1], options)
-        self.exit(2, f"{self.prog}: error: {text}\n")
+        self.exit(2, f"{self.prog}: error: {printable(text)}\n")
 
 
 class Help(argparse.Action):
@@ -125,8 +127,11 @@ def run(main: Callable[[], Any]) -> NoReturn:
     """Call a script's main function; a `UserError` is printed on one line, with exit status 1.
 
     Ctrl-C exits with 130 and SIGTERM with 143, as if they had not been caught; training catches them to save first.
+    So does 141, without a word, if nobody reads the output any more, as in `predict.py … | head -1`.
     """
+    open_streams()
     set_up_messages()
+    script = Path(sys.argv[0]).name
     received: list[int] = []
 
     def stop_at_once(signum: int, frame: FrameType | None) -> NoReturn:
@@ -142,15 +147,19 @@ def run(main: Callable[[], Any]) -> NoReturn:
         signal.signal(signum, stop)
     try:
         main()
+        sys.stdout.flush()
     except BaseException as error:
         if received:  # Lightning may change the exit, or the interrupted code may raise another error
             sys.exit(128 + received[0])
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more at exit
+            sys.exit(128 + 13 if error.errno == errno.EPIPE else f"{script}: error: cannot write ({error.strerror})")
         if not isinstance(error, UserError | MisconfigurationException):
             raise
         text = str(error).strip()
         if "Original Traceback" in text:  # raised in a data worker; the last line is the original message
             text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}")
+        sys.exit(f"{script}: error: {printable(' '.join(text.split()))}")
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM):  # only the exit is left
             signal.signal(signum, stop_at_once)
@@ -158,8 +167,21 @@ def run(main: Callable[[], Any]) -> NoReturn:
     sys.exit(128 + received[0] if received else 0)  # Python drops exceptions in `__del__` and in callbacks from C
 
 
+def open_streams() -> None:
+    """Let output streams that the caller has closed lead nowhere, and none fail at a letter that it cannot show."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class StderrHandler(logging.StreamHandler):
     """Write to the current `sys.stderr`: rich replaces it, so that messages appear above the progress bar."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message on one line, without what would control the terminal: it may name files and classes."""
+        return printable(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""

@@ -15,12 +15,14 @@ from typing import IO, Any
 import safetensors.torch
 import torch
 
-from project import UserError, first_line
+from project import UserError, as_utf8, first_line
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # how a cell begins that a spreadsheet evaluates
 
 
 @contextmanager
@@ -76,15 +78,37 @@ def write_text(path: str | Path, text: str) -> None:
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write a CSV file in full or not at all, in UTF-8 with the mark at its start by which Excel recognizes UTF-8.
 
-    File names that are not UTF-8 keep their bytes. If `path` is a link, the file that it leads to is replaced.
+    File names that are not UTF-8 keep their bytes. Text that a spreadsheet would take for a formula gets an apostrophe
+    in front. If `path` is a link, the file that it leads to is replaced.
 
     Raises:
         OSError: The file cannot be written.
     """
     with whole(os.path.realpath(path) if os.path.isfile(path) else path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[type-var]
-        csv.writer(text).writerows(rows)
+        csv.writer(text).writerows([as_cell(value) for value in row] for row in rows)
         text.detach()  # which writes all, but leaves the file open
+
+
+def as_cell(value: Any) -> Any:
+    """A value as a cell of a CSV file: text that begins as a formula does, and is no number, with an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith(FORMULA) and not is_number(value):
+        value = f"'{value}"
+    try:
+        value.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # of no file's name
+        return as_utf8(value)
+    return value
+
+
+def is_number(text: str) -> bool:
+    """Whether the text is a plain number, such as `-1`."""
+    with suppress(ValueError):
+        float(text)
+        return text.isascii() and text[-1].isdigit()
+    return False
 
 
 def create_first(folders: Iterable[Path]) -> Path:

@@ -28,6 +28,7 @@ QUIET_WARNINGS = (
     "your dataloader is not resumable",  # our sampler makes it resumable
     "It is recommended to use .*sync_dist=True",  # our metrics are already reduced over all processes
     ".isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own use of torch
+    "Glyph .* missing from",  # matplotlib's, one for each letter; project/metrics.py says it once
 )
 
 

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from project import UserError
+from project import UserError, as_utf8
 from project.files import whole
 from project.tensorboard import Curves
 
@@ -172,6 +172,7 @@ def log_results(trainer: Trainer, hyperparameters: dict[str, Any], metrics: dict
         hyperparameters: The options by name; those in nested dictionaries come after all others.
         metrics: Metrics of the best checkpoint, by name.
     """
+    hyperparameters = as_utf8(hyperparameters)  # the name of the data's folder may be of other bytes
     for logger in trainer.loggers:
         if isinstance(logger, Curves):
             logger.log_results(hyperparameters, metrics, trainer.global_step)

@@ -35,7 +35,7 @@ def trained_run(folder: Path | None, metrics: dict[str, Any]) -> Trained:
     if folder is None or not folder.is_dir():
         return Trained(None, None, metrics)
     if not metrics and (folder / "metrics.json").is_file():
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8", errors="replace"))
     best = folder / "checkpoints/best.ckpt"
     return Trained(folder, best if best.is_file() else None, metrics)
 

@@ -1,5 +1,6 @@
 """Files are written in full or not at all, and only one process at a time writes to a folder."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -34,6 +35,16 @@ def test_a_csv_file_is_utf8_for_excel_too_and_keeps_any_name(tmp_path):
     write_csv(tmp_path / "link.csv", [["path", "label"], ["caf\udce9.jpg", "schön, und"]])
     assert (tmp_path / "real.csv").read_bytes() == b'\xef\xbb\xbfpath,label\r\ncaf\xe9.jpg,"sch\xc3\xb6n, und"\r\n'
     assert (tmp_path / "link.csv").is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_spreadsheet_evaluates_no_cell(tmp_path):
+    """Excel and LibreOffice take what begins like this for a formula, which may start programs."""
+    formulas = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "-"]
+    harmless = ["-1", "+1.5e3", "a=b", "cat", "", " = ", "'quoted'"]
+    write_csv(tmp_path / "a.csv", [[*formulas, *harmless], [-1.5, None, "\ud800"]])
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    assert rows == [[*(f"'{text}" for text in formulas), *harmless], ["-1.5", "", "\\ud800"]]
 
 
 def test_a_pipe_gets_the_rows_as_they_are(tmp_path):

@@ -241,3 +241,5 @@ def test_too_few_images_for_a_validation_split(tmp_path):
 
 def test_natural_sort():
     assert natural_sort({"10", "9", "1", "a2", "a10", "01"}) == ["01", "1", "9", "10", "a2", "a10"]
+    long = "9" * 5000  # int() refuses it
+    assert natural_sort([f"a{long}1", "a10", f"a{long}", "a٣"]) == ["a٣", "a10", f"a{long}", f"a{long}1"]

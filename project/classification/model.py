@@ -18,7 +18,7 @@ from project import INFINITY, check_ranges, shortest
 from project.backbones import Head, make_net, replace_head
 from project.checkpoint import load_model, open_checkpoint
 from project.images import Preprocessing, eval_reader, eval_transform
-from project.metrics import EvalMetrics
+from project.metrics import EvalMetrics, check_finite, most_probable
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
 from project.weights import find_architecture
 
@@ -232,15 +232,17 @@ class ResNetClassifier(LightningModule):
 
         Raises:
             BadImage: A file cannot be read; the message names it.
+            UserError: What the model predicts is not a number.
         """
         self.eval()
         results = []
         rest = iter(paths)
         while some := list(islice(rest, batch_size)):
             images = torch.stack([eval_reader(self.hparams["preprocessing"])(str(path)) for path in some])
-            top = self(images.to(self.device)).softmax(dim=1).topk(min(top_k, len(self.class_names)))
-            for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-                results.append({self.class_names[i]: value for i, value in zip(indices, values, strict=True)})
+            values, classes = most_probable(self(images.to(self.device)).softmax(dim=1), top_k)
+            check_finite(values)
+            for indices, shares in zip(classes.tolist(), values.tolist(), strict=True):
+                results.append({self.class_names[i]: share for i, share in zip(indices, shares, strict=True)})
         return results
 
     def setup(self, stage: str) -> None:

@@ -5,10 +5,14 @@ import subprocess
 import sys
 
 import evaluate
+import numpy as np
+import predict
 import pytest
-from helpers import FAST, ROOT, fill
+from helpers import FAST, ROOT, fill, forged
+from sklearn.metrics import f1_score, log_loss
 
-from project import shortest
+from project import UserError, shortest
+from project.classification.model import load
 
 CPU = ["--accelerator=cpu"]
 
@@ -21,6 +25,53 @@ def test_evaluate_repeats_the_figures_of_the_training(trained, tmp_path, capsys)
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 5000
     printed = capsys.readouterr().out
     assert "macro_f1" in printed and "green" in printed and "recall" in printed
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_evaluate_predict_and_scikit_learn_agree_also_on_ties(trained, tmp_path, precision):
+    """The last two classes have the same row in the head, so that their probabilities are always equal."""
+
+    def twins(state):
+        for name in ("net.fc.1.weight", "net.fc.1.bias"):
+            state[name][1] = state[name][2]
+
+    ckpt, data = forged(trained, tmp_path / "twins.ckpt", twins), trained.parents[1] / "data/test"
+    common = [*CPU, f"--ckpt={ckpt}", f"--precision={precision}"]
+    found = evaluate.main([*common, f"--output={tmp_path / 'out'}"])
+    predict.main([*common, str(data), f"--output={tmp_path / 'p.csv'}", "--batch_size=8", "--num_workers=0"])
+    rows = {}
+    for path in (tmp_path / "p.csv", tmp_path / "out/predictions.csv"):
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows[path.name] = list(csv.DictReader(file))
+    classes, probabilities, labels = ["blue", "green", "red"], [], []
+    for row, same in zip(rows["p.csv"], rows["predictions.csv"], strict=True):
+        assert row["path"] == same["path"] and row["label"] == same["predicted"]
+        by_class = {row[f"label{rank}"]: float(row[f"probability{rank}"]) for rank in ("", "_2", "_3")}
+        assert by_class["green"] == by_class["red"]
+        probabilities.append([by_class[name] for name in classes])
+        labels.append(classes.index(same["label"]))
+    p, y = np.array(probabilities, dtype=np.float64), np.array(labels)
+    assert (p.argmax(1) == 1).any() and not (p.argmax(1) == 2).any()  # ties decide, and the first class wins
+    assert [row["label"] for row in rows["p.csv"]] == [classes[i] for i in p.argmax(1)]
+    assert found["top1"] == pytest.approx(np.mean(p.argmax(1) == y), abs=1e-6)
+    assert found["macro_f1"] == pytest.approx(f1_score(y, p.argmax(1), average="macro"), abs=1e-6)
+    p /= p.sum(axis=1, keepdims=True)  # they are rounded to six digits
+    assert found["loss"] == pytest.approx(log_loss(y, p), abs=1e-5)
+    bins = np.minimum((p.max(1) * 15).astype(int), 14)
+    gaps = [(p.max(1) - (p.argmax(1) == y))[bins == i].sum() for i in range(15)]
+    assert found["ece"] == pytest.approx(np.abs(gaps).sum() / len(y), abs=1e-4)
+
+
+def test_weights_that_give_no_numbers_are_refused(fails, trained, tmp_path):
+    def damage(state):
+        state["net.fc.1.weight"].fill_(float("nan"))
+
+    ckpt, image = forged(trained, tmp_path / "nan.ckpt", damage), trained.parents[1] / "data/test/red/red-0.png"
+    for main, rest in ((evaluate.main, [f"--output={tmp_path / 'out'}"]), (predict.main, [image, "--num_workers=0"])):
+        assert "the model's output is not a number" in fails(main, *CPU, f"--ckpt={ckpt}", *rest)
+    assert not list((tmp_path / "out").iterdir())
+    with pytest.raises(UserError, match="not a number"):
+        load(ckpt).predict([image])
 
 
 def test_no_evaluation_overwrites_another(away, caplog):

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from project import UserError, first_few, natural_sort, quoted, shortest
-from project.images import EXTENSIONS, is_junk, list_images, passed_over
+from project.listing import EXTENSIONS, is_junk, list_images, passed_over
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ with quick_imports():
     from project.classification.model import ResNetClassifier
     from project.cli import Parser, log, run
     from project.files import write_csv
-    from project.images import list_images, passed_over
+    from project.listing import list_images, passed_over
     from project.loading import default_workers
     from project.safety import user_errors
     from project.trainer import add_device_options, inference_trainer

@@ -21,7 +21,7 @@ from project.images import BadImage, eval_reader
 from project.loading import gather_in_order
 from project.loggers import log_figure
 from project.metrics import report, summarize
-from project.samples import Samples
+from project.splits import Samples
 
 log = logging.getLogger(__name__)
 

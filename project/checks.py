@@ -14,7 +14,7 @@ from torch import Tensor
 from project import first_few
 from project.cache import fingerprints, load_checked, save_checked
 from project.images import BadImage, load_image
-from project.samples import Samples
+from project.splits import Samples
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Find image files, and decode them to upright RGB images and tensors.
+"""Decode image files to upright RGB images and tensors.
 
 Pillow is the only decoder: `torchvision.io.decode_image` can crash the process on a damaged PNG, and reads fewer
 formats.
@@ -7,7 +7,6 @@ formats.
 import math
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,11 +17,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
-from project import UserError, first_few
+from project import UserError
 
 # An allow-list, since untrusted files must not reach Pillow's other readers (EPS, for example, starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 EXIF_ORIENTATION = 0x0112
 SMALLEST_CHOICE = 64  # pixels: side of the smallest square that small images are scaled to, unless a size is given
 MAX_PIXELS = 100_000_000  # a 50 kB PNG can claim 30,000 x 30,000 pixels: refuse it before decoding exhausts the memory
@@ -157,39 +155,3 @@ def _reason(path: str | Path, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return f"not an image in a format that is read here ({', '.join(FORMATS)})"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def is_junk(name: str) -> bool:
-    """Whether a file is hidden or left by an operating system: `.DS_Store`, `._photo.jpg`, `__MACOSX`, `@eaDir`."""
-    return name.startswith((".", "__MACOSX", "@eaDir"))
-
-
-def list_images(folder: str | Path) -> tuple[list[str], Counter[str]]:
-    """All image files below a folder, sorted; links are followed, and each folder is visited once.
-
-    Returns:
-        The paths, and how many other files were passed over, by extension.
-    """
-    images: list[str] = []
-    others: Counter[str] = Counter()
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link to a parent folder would list its images again
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_junk(name))
-        for name in sorted(files):
-            if is_junk(name):
-                continue
-            if name.lower().endswith(EXTENSIONS):
-                images.append(os.path.join(parent, name))
-            else:
-                others[os.path.splitext(name)[1].lower() or name] += 1
-    return images, others
-
-
-def passed_over(others: Counter[str]) -> str:
-    """What `list_images` has passed over, in words."""
-    kinds = first_few([f"{count} {extension}" for extension, count in others.most_common()])
-    return f"passed over {kinds}, which are not supported images"

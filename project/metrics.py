@@ -263,10 +263,10 @@ def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:
     low, high = summary["top1_interval"]
     overall.caption = f"top1 is between {low:.2f} and {high:.2f} (95 % interval of {summary['num_samples']:,} images)"
     classes = Table("class", *("precision", "recall", "support"))
-    ranked = sorted(summary["per_class"].items(), key=lambda item: item[1]["recall"])
+    ranked = sorted(summary["per_class"].items(), key=lambda item: item[1]["recall"] if item[1]["support"] else 2)
     for name, values in ranked[:max_classes] if len(ranked) > max_classes else summary["per_class"].items():
-        row = [f"{values['precision']:.3f}", f"{values['recall']:.3f}", f"{values['support']:,}"]
-        classes.add_row(printable(name), *row)
+        shares = (f"{values[key]:.3f}" if values["support"] else "-" for key in ("precision", "recall"))
+        classes.add_row(printable(name), *shares, f"{values['support']:,}")
     if len(ranked) > max_classes:
         classes.caption = f"the {max_classes} of {len(ranked)} classes with the lowest recall; all are in metrics.json"
     elif absent := sum(values["support"] == 0 for _, values in ranked):

@@ -22,7 +22,7 @@ with quick_imports():
     from project.classification.model import ResNetClassifier
     from project.cli import Parser, log, run
     from project.files import write_csv
-    from project.images import list_images, passed_over
+    from project.listing import check_regular, expanded, list_images, passed_over
     from project.loading import default_workers
     from project.metrics import check_finite, most_probable
     from project.safety import user_errors
@@ -89,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
 def find_images(given: list[str]) -> list[str]:
     """The given files and the images in the given folders, logging what is passed over. Raises `UserError`."""
     paths = []
-    for path in given:
+    for path in map(expanded, given):
+        check_regular(path)
         images, others = list_images(path) if os.path.isdir(path) else ([path], Counter())
         paths += images
         if others:

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms._presets import ImageClassification
 
-from project.images import BadImage, eval_transform, list_images, load_crop, load_image, read_size
+from project.images import BadImage, eval_transform, load_crop, load_image, read_size
 
 
 def test_eval_transform_is_that_of_the_weights(tmp_path):
@@ -110,17 +110,6 @@ def test_other_formats_are_refused_whatever_their_name(tmp_path):
     os.rename(tmp_path / "a.eps", tmp_path / "a.jpg")
     with pytest.raises(BadImage, match="not an image in a format that is read here"):
         load_image(tmp_path / "a.jpg")
-
-
-def test_list_images_goes_deep_skips_junk_and_survives_a_link_loop(tmp_path):
-    for name in ("b.png", "a/c.JPG", "a/._c.jpg", ".hidden/d.png", "__MACOSX/e.png"):
-        save_image(tmp_path / name) if not name.endswith("JPG") else save_image(tmp_path / "a/c.JPG")
-    (tmp_path / "notes.txt").write_text("x")
-    (tmp_path / "photo.heic").write_text("x")
-    (tmp_path / "a/loop").symlink_to(tmp_path)
-    images, others = list_images(tmp_path)
-    assert [os.path.relpath(path, tmp_path) for path in images] == ["b.png", "a/c.JPG"]
-    assert others == {".txt": 1, ".heic": 1}
 
 
 @pytest.fixture

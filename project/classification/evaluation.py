@@ -21,7 +21,7 @@ from project.images import BadImage, eval_reader
 from project.loading import gather_in_order
 from project.loggers import log_figure, save_png
 from project.metrics import check_finite, most_probable, report, summarize
-from project.samples import Samples
+from project.splits import Samples
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
 from project.lightning_internals import save_with_metrics
 from project.loading import gather_in_order
-from project.samples import Samples
+from project.splits import Samples
 from project.trainer import best_of
 from project.weights import find_architecture
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 
 from project.images import SMALLEST_CHOICE, BadImage, Preprocessing, load_crop, read_size
-from project.samples import Samples
+from project.splits import Samples
 
 
 def fit_preprocessing(preprocessing: Preprocessing, image_size: int | None, samples: Samples) -> Preprocessing:

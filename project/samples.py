@@ -20,7 +20,7 @@ from project.listing import (
     subfolders,
 )
 from project.manifests import look, one_form, read_manifest
-from project.splits import SPLIT_NAMES, Samples, split_of
+from project.splits import ORDER, SPLIT_NAMES, Samples, split_of
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def read_splits(root: str) -> dict[str, Samples]:
             log.warning(f"{root}: {name} is taken as the {split} split")
         found[split] = read_class_folders(os.path.join(root, name))
     say_what_is_loose(root)
-    return found
+    return {split: found[split] for split in ORDER if split in found}
 
 
 def read_class_folders(folder: str) -> Samples:

@@ -241,7 +241,7 @@ def check_files(path: str, lines: dict[str, int]) -> None:
 
 
 def one_form(places: dict[str, str], source: str, strict: bool = True) -> dict[str, str]:
-    """The class of each label: labels that look the same are one, in the form that comes first.
+    """The class of each label: labels that look the same are one, in their plainest form or else the first.
 
     Args:
         places: Where each label stands first, in words.
@@ -256,7 +256,8 @@ def one_form(places: dict[str, str], source: str, strict: bool = True) -> dict[s
     cases: dict[str, str] = {}
     names = {}
     for label, place in places.items():
-        same = names[label] = first.setdefault(look(label), label)
+        plain = look(label)
+        same = names[label] = first.setdefault(plain, plain if plain in places else label)
         if same != label:
             log.warning(f"{source}: {label!r} ({place}) looks the same as {same!r} ({places[same]}): one class")
             continue

@@ -96,7 +96,7 @@ def read_splits(root: str) -> dict[str, Samples]:
     if others and "train" not in (kin[name] for name in like_splits):
         raise UserError(
             f"{root}: {quoted(like_splits)} holds folders, as a split does, but {quoted(others)} are no splits: move "
-            "them into a folder train"
+            "them into a folder train, or rename it if it is a class"
         )
     found: dict[str, Samples] = {}
     for name in others:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from project import UserError, first_few, quoted
 from project.listing import EXTENSIONS, check_regular
-from project.splits import SPLIT_NAMES, Samples, split_of
+from project.splits import ORDER, SPLIT_NAMES, Samples, split_of
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ COLUMNS = {  # other names that are understood, without case, blanks and undersc
     "group": (),
 }
 NO_LABEL = {"nan", "null", "na", "n/a", "<na>", "#n/a", "none", "nil"}  # how programs write that there is no value
+CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -79,31 +80,34 @@ class Manifest:
         where = f"{self.path}, line {line}"
         if len(cells) != len(header):
             raise UserError(f"{where}: {len(cells)} cells, where the first line has {len(header)}")
-        used = {}
+        used = {"split": "all", "group": ""}
         for column, i in place.items():
-            used[column] = cells[i].strip()
-            if re.search(r"[\x00-\x1f\x7f\u2028\u2029]", used[column]):
-                raise UserError(f"{where}: a line break or control character in {column}: {used[column][:40]!r}")
-            if used[column] != cells[i]:
+            used[column] = cell = cells[i].strip()
+            if not cell.isprintable() and CONTROL.search(cell):
+                raise UserError(f"{where}: a line break or control character in {column}: {cell[:40]!r}")
+            if cell != cells[i]:
                 self.notes[f"blanks around {column} are dropped"].append(line)
         if end > line:
             self.notes["a cell goes over several lines (is a quotation mark missing?)"].append(line)
-        row = Row(line, used["path"], used["label"], used.get("split", "all"), used.get("group", ""))
-        if not row.path or not row.label:
-            raise UserError(f"{where}: {'label' if row.path else 'path'} is empty")
-        if row.label.casefold() in NO_LABEL:
+        if not used["path"] or not used["label"]:
+            raise UserError(f"{where}: {'label' if used['path'] else 'path'} is empty")
+        if used["label"].casefold() in NO_LABEL:
             raise UserError(
-                f"{where}: label is {row.label!r}, which stands for a missing value: remove the row, or call the class "
-                "otherwise"
+                f"{where}: label is {used['label']!r}, which stands for a missing value: remove the row, or call the "
+                "class otherwise"
             )
         if "split" in place:
-            split = split_of(row.split)
-            if split is None:
-                raise UserError(f"{where}: split is {row.split!r}; it must be train, val or test")
-            if row.split not in SPLIT_NAMES:
-                self.notes[f"split {row.split!r} is taken as {split}"].append(line)
-            row = row._replace(split=split)
-        return row
+            used["split"] = self.split(used["split"], line)
+        return Row(line, **used)
+
+    def split(self, name: str, line: int) -> str:
+        """The split that the cell in a line names. Raises `UserError`."""
+        split = split_of(name)
+        if split is None:
+            raise UserError(f"{self.path}, line {line}: split is {name!r}; it must be train, val or test")
+        if name not in SPLIT_NAMES:
+            self.notes[f"split {name!r} is taken as {split}"].append(line)
+        return split
 
     def find_columns(self, header: list[str]) -> dict[str, int]:
         """The place of each column that is there. Raises `UserError` if `path` or `label` is not."""
@@ -195,7 +199,7 @@ def read_manifest(
     found: dict[str, Samples] = defaultdict(list)
     for image, row in rows.items():
         found[row.split].append((image, names[row.label]))
-    return dict(found), groups_of(path, rows)
+    return {split: found[split] for split in ORDER if split in found}, groups_of(path, rows)
 
 
 def groups_of(path: str, rows: dict[str, Row]) -> dict[str, str]:
@@ -237,7 +241,7 @@ def check_files(path: str, lines: dict[str, int]) -> None:
 
 
 def one_form(places: dict[str, str], source: str, strict: bool = True) -> dict[str, str]:
-    """The class of each label: labels that look the same are one, in the form that comes first.
+    """The class of each label: labels that look the same are one, in their plainest form or else the first.
 
     Args:
         places: Where each label stands first, in words.
@@ -252,7 +256,8 @@ def one_form(places: dict[str, str], source: str, strict: bool = True) -> dict[s
     cases: dict[str, str] = {}
     names = {}
     for label, place in places.items():
-        same = names[label] = first.setdefault(look(label), label)
+        plain = look(label)
+        same = names[label] = first.setdefault(plain, plain if plain in places else label)
         if same != label:
             log.warning(f"{source}: {label!r} ({place}) looks the same as {same!r} ({places[same]}): one class")
             continue

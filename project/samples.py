@@ -20,7 +20,7 @@ from project.listing import (
     subfolders,
 )
 from project.manifests import look, one_form, read_manifest
-from project.splits import SPLIT_NAMES, Samples, split_of
+from project.splits import ORDER, SPLIT_NAMES, Samples, split_of
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def read_splits(root: str) -> dict[str, Samples]:
     if others and "train" not in (kin[name] for name in like_splits):
         raise UserError(
             f"{root}: {quoted(like_splits)} holds folders, as a split does, but {quoted(others)} are no splits: move "
-            "them into a folder train"
+            "them into a folder train, or rename it if it is a class"
         )
     found: dict[str, Samples] = {}
     for name in others:
@@ -108,7 +108,7 @@ def read_splits(root: str) -> dict[str, Samples]:
             log.warning(f"{root}: {name} is taken as the {split} split")
         found[split] = read_class_folders(os.path.join(root, name))
     say_what_is_loose(root)
-    return found
+    return {split: found[split] for split in ORDER if split in found}
 
 
 def read_class_folders(folder: str) -> Samples:

@@ -4,11 +4,13 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from hashlib import sha256
 
 from project import UserError
 
 Samples = list[tuple[str, str]]  # (path, class name)
+ORDER = ("train", "val", "test", "all")
 SPLIT_NAMES = ("train", "val", "valid", "validation", "test")  # which are taken without a word
 ASIDE = r"(?:set|data|dataset|images?|imgs?|photos?|pictures?|pics|files|samples|split|part|folder)s?"
 KIN = re.compile(
@@ -17,6 +19,7 @@ KIN = re.compile(
 )
 
 
+@lru_cache
 def split_of(name: str) -> str | None:
     """The split that a name stands for, as `Training`, `train2`, `TRAIN` and `train_images` do for `train`, or None."""
     words = " ".join(re.split(r"[\W\d_]+", name.casefold())).strip()

@@ -130,3 +130,13 @@ def test_predict_bad_input(fails, away):
     assert "cannot write to file" in line and "--output" in line
     line = fails(predict.main, *CPU, "--ckpt=model.ckpt", "x.png", "--output=nowhere/out.csv")
     assert "cannot write nowhere/out.csv" in line
+
+
+@pytest.mark.timeout(60)
+def test_predict_refuses_a_pipe_and_expands_the_home_folder(fails, away, monkeypatch):
+    os.mkfifo(away / "pipe.jpg")
+    assert "pipe.jpg: not a file, but a pipe" in fails(predict.main, *CPU, "--ckpt=model.ckpt", "pipe.jpg")
+    assert "pipe.jpg: not a file, but a pipe" in fails(predict.main, *CPU, "--ckpt=model.ckpt", ".")
+    monkeypatch.setenv("HOME", str(away))
+    save_image(away / "images/a.png")
+    assert predict.find_images(["~/images"]) == [str(away / "images/a.png")]

@@ -57,6 +57,11 @@ def make_loggers(given: Any, folder: Path, resumed_step: int | None = None) -> l
         UserError: A logger cannot be created, for example because its package is not installed.
     """
     if given in (None, True):
+        if as_utf8(str(folder)) != str(folder):
+            raise UserError(
+                f"{folder}: TensorBoard writes to no folder whose name is not UTF-8: choose another --default_root_dir "
+                "or --name, or --logger CSVLogger"
+            )
         return [Curves(folder, resumed_step)]
     return [make_logger(spec, folder, resumed_step) for spec in specs_of(given)]
 

@@ -154,3 +154,16 @@ def test_letters_that_the_font_lacks_are_named_once(tmp_path, caplog):
     values = evaluate(torch.eye(3), torch.arange(3))
     report(summarize(values, ["猫", "犬", "chat"], "test"), values["confusion"], tmp_path)
     assert caplog.text.count("Pictures show 犬, 猫 as boxes") == 1
+
+
+def test_names_are_text_in_the_table_the_picture_and_the_json(tmp_path, capsys):
+    """`tests/faults/test_names.py` has many more."""
+    names = ["dog [small]", "cat[/red]", ":cat:", "$1_vs_$5", "a\x1b[31m\nb", "caf\udce9"]
+    values = evaluate(torch.eye(6), torch.arange(6))
+    report(summarize(values, names, "test"), values["confusion"], tmp_path)
+    printed = capsys.readouterr().out
+    shown = [*names[:4], r"a\x1b[31m\nb", r"caf\xe9"]
+    assert all(f"│ {name} " in printed for name in shown) and "\x1b" not in printed
+    (axes, _) = confusion_figure(values["confusion"], names).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == shown
+    assert list(json.loads((tmp_path / "metrics.json").read_text())["per_class"]) == [*names[:5], r"caf\xe9"]

@@ -13,13 +13,14 @@ import pytest
 import torch
 import train
 from helpers import FAST, last_of, save_image
+from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from project import as_utf8, natural_sort, printable, quoted
+from project import UserError, as_utf8, natural_sort, printable, quoted
 from project.classification.pictures import image_grid
 from project.cli import run
 from project.files import as_cell, write_csv
-from project.loggers import make_loggers
+from project.loggers import log_results, make_loggers
 from project.metrics import EvalMetrics, report, summarize, tables
 
 pytestmark = pytest.mark.faults
@@ -103,6 +104,7 @@ RESERVED = [
 RESERVED += ["`id`", "$(id)", "a/b", "../a", "..."]
 LONG = ["x" * 255, "y" * 5000, "1" * 5000, "1" * 5001]
 NAMES = MARKUP + MATH + CONTROL + INVISIBLE + BYTES + LETTERS + FORMULAS + WORDS + RESERVED + LONG
+QUIET = dict.fromkeys(["enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
 PARTS = [NAMES[i : i + 20] for i in range(0, len(NAMES), 20)]
 
 
@@ -144,27 +146,31 @@ def test_the_report_shows_each_name_in_its_row_and_the_json_holds_it(names, tmp_
 
 
 @pytest.mark.parametrize("names", PARTS)
-def test_tensorboard_takes_names_in_pictures_options_and_runs(names, tmp_path):
-    from project.loggers import log_results
+def test_tensorboard_takes_names_in_pictures_and_options(names, tmp_path):
+    (logger,) = make_loggers(None, tmp_path / "run")
+    images = torch.zeros(len(names), 3, 8, 8)
+    logger.experiment.add_figure("train/images", image_grid(images, torch.arange(len(names)), names), 0)
+    trainer = Trainer(logger=logger, accelerator="cpu", **QUIET)
+    log_results(
+        trainer, {"more": {"roots": names, **{f"name{i}": name for i, name in enumerate(names)}}}, {"top1": 0.5}
+    )
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert events.Scalars("top1")[0].value == 0.5 and events.Images("train/images")
 
-    class Holder:
-        global_step = 3
 
-    for i, name in enumerate(names):
-        folder = name if re.fullmatch(r"[^/\0]{1,200}", name) and name not in ("...",) else "run"
-        try:
-            os.fsencode(folder)
-        except UnicodeEncodeError:  # no file can be called so
-            folder = "run"
-        (logger,) = make_loggers(None, tmp_path / str(i) / folder)
-        Holder.loggers = [logger]
-        log_results(Holder(), {"name": name, "more": {"root": name, "names": [name]}}, {"test/top1": 0.5})
-        if i == 0:
-            images = torch.zeros(len(names), 3, 8, 8)
-            logger.experiment.add_figure("train/images", image_grid(images, torch.arange(len(names)), names), 0)
+def test_tensorboard_takes_any_name_of_a_run(tmp_path):
+    for name in NAMES:
+        if "/" in name or "\0" in name or len(name) > 250 or not name.strip("."):
+            continue  # no folder is called so
+        if as_utf8(name) != name:
+            with pytest.raises(UserError, match="not UTF-8"):
+                make_loggers(None, tmp_path / name)
+            continue
+        (logger,) = make_loggers(None, tmp_path / name)
+        logger.log_metrics({"val/top1": 0.5, name: 1.0}, 0)
         logger.finalize("success")
-        if folder == "run":
-            assert EventAccumulator(str(tmp_path / str(i) / folder)).Reload().Scalars("test/top1")[0].value == 0.5
+        assert list((tmp_path / name / "val").iterdir())
 
 
 def test_predict_has_a_line_and_a_row_for_each_name(tmp_path):
@@ -215,7 +221,7 @@ def test_a_whole_run_with_the_oddest_class_names(tmp_path, capsys, monkeypatch):
         return out
 
     table = call(train.main, *FAST, f"--data.root={root}")
-    call(train.main, *FAST, "--ckpt_path=last", "--max_epochs=2")
+    call(train.main, *FAST, f"--data.root={root}", "--ckpt_path=last", "--max_epochs=2")
     names = last_of(tmp_path)["hyper_parameters"]["class_names"]
     assert sorted(names) == sorted(ODDEST)
     assert all(f" {printable(name)} " in table for name in ODDEST if len(name) < 20 and name.isascii())

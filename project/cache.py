@@ -48,7 +48,26 @@ def _fingerprint(path: str) -> int:
         text = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} ".encode()
     except OSError:
         text = b"missing "
-    return int.from_bytes(blake2b(text + os.fsencode(os.path.abspath(path)), digest_size=8).digest(), "little")
+    return _short_hash(text + os.fsencode(os.path.abspath(path)))
+
+
+def lasting_fingerprints(samples: Iterable[tuple[str, str]], folder: str) -> Tensor:
+    """One number per sample, int64 `(N,)`, that stays the same when the folder is moved or copied.
+
+    It is a hash of the path below the folder, the class and the size.
+    """
+    prefix = os.path.join(folder, "")
+
+    def one(sample: tuple[str, str]) -> int:
+        path, label = sample
+        size = os.path.getsize(path) if os.path.exists(path) else -1
+        return _short_hash(os.fsencode(f"{size} {label}\0{path.removeprefix(prefix)}"))
+
+    return torch.from_numpy(np.fromiter(map(one, samples), dtype=np.uint64).view(np.int64))
+
+
+def _short_hash(content: bytes) -> int:
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
 
 
 def load_checked() -> np.ndarray:
@@ -98,7 +117,7 @@ def _path(name: str) -> Path:
 
 def _checksum(name: str, tensor: Tensor) -> str:
     digest = blake2b(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)
-    digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

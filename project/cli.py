@@ -124,7 +124,8 @@ def nearest(name: str, options: list[str]) -> str:
 def run(main: Callable[[], Any]) -> NoReturn:
     """Call a script's main function; a `UserError` is printed on one line, with exit status 1.
 
-    Ctrl-C exits with 130 and SIGTERM with 143, as if they had not been caught; training catches them to save first.
+    Ctrl-C exits with 130, SIGTERM with 143 and SIGHUP (a closed terminal) with 129, as if they had not been caught;
+    training catches them to save first.
     """
     set_up_messages()
     received: list[int] = []
@@ -138,7 +139,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
         received.append(signum)
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    signals = stopping_signals()
+    for signum in signals:
         signal.signal(signum, stop)
     try:
         main()
@@ -152,10 +154,16 @@ def run(main: Callable[[], Any]) -> NoReturn:
             text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}")
     finally:
-        for signum in (signal.SIGINT, signal.SIGTERM):  # only the exit is left
+        for signum in signals:  # only the exit is left
             signal.signal(signum, stop_at_once)
         gc.freeze()  # at exit Python inspects all objects once more, which takes a second after importing torch
     sys.exit(128 + received[0] if received else 0)  # Python drops exceptions in `__del__` and in callbacks from C
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """The signals that ask a process to end: Ctrl-C, SIGTERM and, unless `nohup` blocks it, SIGHUP."""
+    hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 class StderrHandler(logging.StreamHandler):

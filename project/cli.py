@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
     training catches them to save first.
     """
     set_up_messages()
+    threading.excepthook = report_in_thread
     received: list[int] = []
 
     def stop_at_once(signum: int, frame: FrameType | None) -> NoReturn:
@@ -164,6 +166,14 @@ def stopping_signals() -> list[signal.Signals]:
     """The signals that ask a process to end: Ctrl-C, SIGTERM and, unless `nohup` blocks it, SIGHUP."""
     hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
     return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
+def report_in_thread(args: Any) -> None:
+    """What `threading` calls for an error in a thread: one line if a file, as TensorBoard's, cannot be written."""
+    if isinstance(args.exc_value, OSError):
+        log.error(f"{args.exc_value}")
+    else:
+        threading.__excepthook__(args)
 
 
 class StderrHandler(logging.StreamHandler):

@@ -4,6 +4,7 @@ import errno
 import logging
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -312,5 +313,12 @@ def explanation(error: BaseException, batch_size: int, accumulate: int | None, o
     if isinstance(error, ConnectionResetError | EOFError):
         return f"a data worker died: {fewer}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-        return f"{error.filename or 'the results'}: {error.strerror}{resume}"
+        if error.filename is None and error.errno == errno.ENOSPC and is_full("/dev/shm"):
+            return f"out of shared memory (/dev/shm): enlarge it, or {fewer}"
+        return f"{os.fsdecode(error.filename or 'the results')}: {error.strerror}{resume}"
     return None
+
+
+def is_full(folder: str) -> bool:
+    """Whether a file system, if there is one, has less than a megabyte left."""
+    return os.path.isdir(folder) and shutil.disk_usage(folder).free < 1_000_000

@@ -126,9 +126,8 @@ class ResNetClassifier(LightningModule):
             self.register_buffer(name, value, persistent=False)
         loss_weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", loss_weights, persistent=False)
-        # Over an epoch; `LastCheckpoint` keeps their sums, so that those of a resumed epoch are over all of it
         top1 = MulticlassAccuracy(len(class_names), average="micro", validate_args=False)
-        self.train_metrics = cast(dict[str, Metric], nn.ModuleDict({"loss": Mean(), "top1": top1}))
+        self.train_metrics = cast(dict[str, Metric], nn.ModuleDict({"loss": Mean(), "top1": top1}))  # over an epoch
         self.val_metrics = EvalMetrics(len(class_names))
         self.test_metrics = EvalMetrics(len(class_names))
         self.eval_results: dict[str, Tensor] = {}  # of the last validation or test

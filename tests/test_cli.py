@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import evaluate
 import find
@@ -16,7 +17,7 @@ from helpers import (
     ROOT,
 )
 
-from project.cli import StderrHandler
+from project.cli import StderrHandler, report_in_thread, stopping_signals
 
 
 def test_a_second_signal_on_the_way_out_ends_at_once(tmp_path):
@@ -127,3 +128,20 @@ def test_messages_follow_stderr_which_a_progress_bar_replaces(monkeypatch):
     monkeypatch.setattr(sys, "stderr", replaced)
     handler.handle(logging.makeLogRecord({"msg": "above the bar"}))
     assert replaced.getvalue() == "above the bar\n"
+
+
+def test_a_thread_that_cannot_write_a_file_is_one_line(monkeypatch, caplog, capsys):
+    def full():
+        raise OSError(28, "No space left on device", "events")
+
+    monkeypatch.setattr(threading, "excepthook", report_in_thread)
+    thread = threading.Thread(target=full)
+    thread.start()
+    thread.join()
+    assert "No space left on device: 'events'" in caplog.text and "Traceback" not in capsys.readouterr().err
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    assert signal.SIGHUP in stopping_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert stopping_signals() == [signal.SIGINT, signal.SIGTERM]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from project import IGNORE
-from project.metrics import EvalMetrics, confusion_figure, report, summarize, wilson_interval
+from project.metrics import EvalMetrics, Mean, confusion_figure, report, summarize, wilson_interval
 
 NAMES = ["a", "b", "c"]
 
@@ -78,3 +78,10 @@ def test_confusion_figure_has_true_classes_as_rows():
     axes = figure.axes[0]
     assert {(t.get_position(), t.get_text()) for t in axes.texts} == {((1, 0), "7"), ((1, 1), "5")}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+
+
+def test_a_mean_is_weighted():
+    mean = Mean()
+    mean.update(torch.tensor(1.0), 3)
+    mean.update(torch.tensor(5.0), 1)
+    assert mean.compute() == 2

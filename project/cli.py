@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -126,12 +127,14 @@ def nearest(name: str, options: list[str]) -> str:
 def run(main: Callable[[], Any]) -> NoReturn:
     """Call a script's main function; a `UserError` is printed on one line, with exit status 1.
 
-    Ctrl-C exits with 130 and SIGTERM with 143, as if they had not been caught; training catches them to save first.
-    So does 141, without a word, if nobody reads the output any more, as in `predict.py … | head -1`.
+    Ctrl-C exits with 130, SIGTERM with 143 and SIGHUP (a closed terminal) with 129, as if they had not been caught;
+    training catches them to save first. It exits with 141, without a word, if nobody reads the output any more, as in
+    `predict.py … | head -1`.
     """
     open_streams()
     set_up_messages()
     script = Path(sys.argv[0]).name
+    threading.excepthook = report_in_thread
     received: list[int] = []
 
     def stop_at_once(signum: int, frame: FrameType | None) -> NoReturn:
@@ -143,7 +146,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
         received.append(signum)
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    signals = stopping_signals()
+    for signum in signals:
         signal.signal(signum, stop)
     try:
         main()
@@ -161,7 +165,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
             text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         sys.exit(f"{script}: error: {printable(' '.join(text.split()))}")
     finally:
-        for signum in (signal.SIGINT, signal.SIGTERM):  # only the exit is left
+        for signum in signals:  # only the exit is left
             signal.signal(signum, stop_at_once)
         gc.freeze()  # at exit Python inspects all objects once more, which takes a second after importing torch
     sys.exit(128 + received[0] if received else 0)  # Python drops exceptions in `__del__` and in callbacks from C
@@ -174,6 +178,20 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """The signals that ask a process to end: Ctrl-C, SIGTERM and, unless `nohup` blocks it, SIGHUP."""
+    hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
+def report_in_thread(args: Any) -> None:
+    """What `threading` calls for an error in a thread: one line if a file, as TensorBoard's, cannot be written."""
+    if isinstance(args.exc_value, OSError):
+        log.error(f"{args.exc_value}")
+    else:
+        threading.__excepthook__(args)
 
 
 class StderrHandler(logging.StreamHandler):

@@ -63,9 +63,11 @@ def whole(path: str | Path, durable: bool = False, previous: Path | None = None)
                 os.fsync(folder)
             finally:
                 os.close(folder)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             draft.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # a full disk, when writing
+            error.filename = str(path)
         raise
 
 

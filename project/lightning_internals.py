@@ -62,6 +62,18 @@ def epoch_is_over(trainer: Trainer) -> bool:
     return progress.processed > progress.completed  # type: ignore[attr-defined]
 
 
+def start_epoch_again(checkpoint: dict[str, Any]) -> None:
+    """Change the content of a checkpoint that was saved after a batch so that its epoch starts from the first one.
+
+    Steps and batches that are counted over all epochs stay.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    batches = loop["epoch_loop.batch_progress"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["total"]["completed"] = batches["total"]["processed"]  # or Lightning would count the last batch as done
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # as it does for a batch
+
+
 def batches_between_validations(trainer: Trainer) -> int | float | None:
     """Training batches between validations, with `--val_check_interval` resolved; infinity for never."""
     return trainer.val_check_batch

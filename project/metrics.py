@@ -108,6 +108,27 @@ class ConfusionMatrix(ByClass):
         return counts.view(self.num_classes, self.num_classes)
 
 
+class Mean(Metric):
+    """Weighted mean of scalars."""
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: int) -> None:
+        """Add a scalar with its weight."""
+        self.total += value * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        """The mean, a scalar; NaN if there was none."""
+        return self.total / self.weight
+
+
 class EvalMetrics(nn.Module):
     """All metrics of one evaluation. Every sample counts once, for any number of processes and batches.
 

@@ -9,7 +9,7 @@ from helpers import (
     FAST,
 )
 
-from project.checkpoint import DurableCheckpointIO, drop_previous, open_checkpoint
+from project.checkpoint import DurableCheckpointIO, drop_previous, newest_run, open_checkpoint, reason_of
 from project.cli import run
 
 
@@ -70,3 +70,30 @@ def test_a_signal_that_interrupts_a_save_ends_with_its_status(flat, tmp_path, mo
     with pytest.raises(SystemExit) as stop:
         run(lambda: train.main([*options, "--max_epochs=2", "--ckpt_path=last"]))
     assert stop.value.code == 130 and Path(open_checkpoint("last", tmp_path).path).read_bytes() == before
+
+
+def test_the_newest_run_is_that_of_the_highest_number_and_newer_ones_without_a_checkpoint_are_named(tmp_path, caplog):
+    runs = tmp_path / "lightning_logs"
+    for seconds, name in enumerate(("version_10", "version_9", "birds_2", "birds", "my_birds"), start=1):
+        path = runs / name / "checkpoints/last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (seconds, seconds))
+    found = sorted(runs.glob("*/checkpoints/last.ckpt"))
+    assert newest_run([path for path in found if "version" in str(path)]).parents[1].name == "version_10"
+    assert newest_run([path for path in found if "/birds" in str(path)]).parents[1].name == "birds_2"
+    assert newest_run(found).parents[1].name == "my_birds" and not caplog.text
+    (runs / "version_11").mkdir()
+    assert newest_run([path for path in found if "version" in str(path)]).parents[1].name == "version_10"
+    assert "version_11: passed over" in caplog.text
+
+
+def test_the_reason_for_a_failed_save_is_the_systems_not_that_of_torchs_writer():
+    try:
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+    except RuntimeError as error:
+        assert reason_of(error) == "No space left on device"
+    assert reason_of(RuntimeError("other\nmore")) == "other"

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import evaluate
 import find
@@ -17,7 +18,7 @@ from helpers import (
 )
 
 from project import UserError
-from project.cli import StderrHandler, run, set_up_messages
+from project.cli import StderrHandler, report_in_thread, run, set_up_messages, stopping_signals
 
 
 def test_a_second_signal_on_the_way_out_ends_at_once(tmp_path):
@@ -169,3 +170,20 @@ def test_output_in_a_narrow_encoding_loses_no_run(monkeypatch):
     with pytest.raises(SystemExit) as stop:
         run(lambda: print("猫: 90.0%"))
     assert stop.value.code == 0 and file.buffer.getvalue() == b"\\u732b: 90.0%\n"
+
+
+def test_a_thread_that_cannot_write_a_file_is_one_line(monkeypatch, caplog, capsys):
+    def full():
+        raise OSError(28, "No space left on device", "events")
+
+    monkeypatch.setattr(threading, "excepthook", report_in_thread)
+    thread = threading.Thread(target=full)
+    thread.start()
+    thread.join()
+    assert "No space left on device: 'events'" in caplog.text and "Traceback" not in capsys.readouterr().err
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    assert signal.SIGHUP in stopping_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert stopping_signals() == [signal.SIGINT, signal.SIGTERM]

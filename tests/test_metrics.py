@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1S
 from project import IGNORE, UserError
 from project.metrics import (
     EvalMetrics,
+    Mean,
     check_finite,
     confusion_figure,
     most_probable,
@@ -167,3 +168,10 @@ def test_names_are_text_in_the_table_the_picture_and_the_json(tmp_path, capsys):
     (axes, _) = confusion_figure(values["confusion"], names).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == shown
     assert list(json.loads((tmp_path / "metrics.json").read_text())["per_class"]) == [*names[:5], r"caf\xe9"]
+
+
+def test_a_mean_is_weighted():
+    mean = Mean()
+    mean.update(torch.tensor(1.0), 3)
+    mean.update(torch.tensor(5.0), 1)
+    assert mean.compute() == 2

@@ -1,9 +1,10 @@
 """Image classification data: images with one class each, their splits, and the loaders for training and evaluation."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from project import INFINITY, UserError, check_ranges, quoted, shortest
+from project.cache import lasting_fingerprints
 from project.checks import drop_bad_images
 from project.classification.datasets import FeatureDataset, ImageDataset
 from project.classification.transforms import fit_preprocessing, is_plain, mix_transform, train_transform
@@ -90,6 +92,7 @@ class ImageData(ResumableData):
         "bad_images": "what to do with broken files: error or skip",
     }
     RENAMED: ClassVar[dict[str, dict[str, str]]] = {}
+    ORDER = ("balance",)
     REMOVED = ("pin_memory", "persistent_workers")  # options of older versions, which their configs contain
 
     def __init__(
@@ -174,6 +177,11 @@ class ImageData(ResumableData):
             raise UserError(
                 f"--data.val_fraction {val} and --data.test_fraction {test} must be above 0, and their sum below 1"
             )
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Tensor]:
+        folder = self.root if os.path.isdir(self.root) else os.path.dirname(os.path.abspath(self.root))
+        return {split: lasting_fingerprints(self.samples[split], folder) for split in ("train", "val")}
 
     @property
     def class_counts(self) -> list[int]:

@@ -55,8 +55,9 @@ class Farm:
     """The server of `fault_server.py`, which forks runs."""
 
     def __init__(self, cache: Path) -> None:
+        self.cache = cache
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(cache)}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "scripts"), str(TESTS)])
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "scripts"), str(TESTS), str(ROOT)])
         self.server = subprocess.Popen(
             [sys.executable, str(TESTS / "fault_server.py")],
             stdin=subprocess.PIPE,

@@ -16,7 +16,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from project import UserError, first_few, first_line
 from project.files import read_tensors
-from project.images import Preprocessing
+from project.preprocessing import Fit, Preprocessing
 
 NUM_OUTPUTS = 1000  # of the last layer of every network as it is built here
 
@@ -69,6 +69,7 @@ class OfTorchvision:
             "interpolation": preset.interpolation.value,
             "mean": list(preset.mean),
             "std": list(preset.std),
+            "white": None,
         }
 
     def named(self, weights: str) -> torchvision.models.WeightsEnum | None:
@@ -122,13 +123,16 @@ class OfTimm:
             hint = f"; name other weights with --model.arch: {first_few(tagged)}" if tagged else ""
             raise UserError(f"--model.weights {weights}: no such file; use a file, DEFAULT or none{hint}")
         known = self.timm.data.resolve_data_config(pretrained_cfg=self.timm.get_pretrained_cfg(self.name).to_dict())
-        size = known["input_size"][-1]  # a central crop, also for the few networks for which timm distorts images
+        size = known["input_size"][-1]
+        fit: Fit = {"squash": "squash", "border": "pad"}.get(known["crop_mode"], "crop")  # type: ignore[assignment]
         return {
             "resize_size": int(size / known["crop_pct"]),  # timm, too, rounds down
             "crop_size": size,
             "interpolation": known["interpolation"],
             "mean": list(known["mean"]),
             "std": list(known["std"]),
+            "fit": fit,
+            "white": None,
         }
 
     def pretrained(self, weights: str) -> dict[str, Tensor]:

@@ -38,6 +38,9 @@ class ImageData(ResumableData):
             splits are drawn: val from train, or val and test if there are no splits.
         image_size: Side of the square that the model sees, in pixels. By default the size that the weights expect, or
             less if this would only magnify small images: twice their median side, in steps of 32 from 64.
+        fit: How an image becomes a square in evaluation: `crop` scales its shorter side and takes the centre, `pad`
+            shows all of it on a square of the mean colour, `squash` all of it without its proportions; training takes
+            parts in the same way. By default as the weights were evaluated: `crop`, but for a few networks of timm.
         batch_size: Images per step and device.
         num_workers: Decoding processes per device. By default the cores divided by the devices, but at most 8.
         val_fraction: Fraction of each class drawn for validation if there is no val split.
@@ -91,6 +94,7 @@ class ImageData(ResumableData):
         *,
         root: str | None = None,
         image_size: int | None = None,
+        fit: Literal["crop", "pad", "squash"] | None = None,
         batch_size: int = 32,
         num_workers: int | None = None,
         val_fraction: float = 0.15,
@@ -113,12 +117,11 @@ class ImageData(ResumableData):
         assert root is not None
         self.root, self.balance, self.bad_images = root, balance, bad_images
         self.features: dict[str, Tensor] = {}  # by split, see `use_features`
-
         listed = find_samples(root)
         draw = partial(complete_splits, val_fraction=val_fraction, test_fraction=test_fraction, seed=split_seed)
         drawn = draw(listed)
-        self.preprocessing = fit_preprocessing(preprocessing, image_size, drawn.get("train", []))
-        # New images are decoded to be checked; those that are kept until training starts: (3, size, size) by path
+        self.preprocessing = fit_preprocessing(preprocessing, image_size, drawn.get("train", []), fit)
+        # What is decoded to be checked, and kept until training starts: (3, size, size) by path
         pixels = 3 * self.preprocessing["crop_size"] ** 2 if keep_decoded else None
         good, self.decoded = drop_bad_images(listed, bad_images, check, eval_reader(self.preprocessing), pixels)
         self.drawn = what_is_drawn(good, val_fraction, test_fraction)

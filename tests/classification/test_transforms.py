@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from project.classification.transforms import is_plain, random_crop
+from project.images import eval_reader
 from project.preprocessing import mean_colour
 
 
@@ -67,8 +68,7 @@ def fill_16_bits(root, largest):
     for name in ("a", "b"):
         (root / name).mkdir(parents=True)
         for i in range(4):
-            ramp = np.linspace(0, largest * (i + 1) / 4, 40 * 40).astype(np.uint16).reshape(40, 40)
-            Image.fromarray(ramp).save(root / name / f"{i}.png")
+            Image.fromarray(np.full((40, 40), largest * (i + 1) // 4, np.uint16)).save(root / name / f"{i}.png")
     return root
 
 
@@ -78,12 +78,12 @@ def test_white_of_16_bit_images_is_that_of_the_whole_data_set_and_is_said(tmp_pa
     data = make_data(root, preprocessing={**PREPROCESSING, "white": None})
     assert data.preprocessing["white"] == white
     assert (f"so {white:,} is shown as white" in caplog.text) == (white != 65535)
-    brightest = [data.decoded[str(root / f"a/{i}.png")].max().item() for i in range(4)]
+    brightest = [eval_reader(data.preprocessing)(str(root / f"a/{i}.png")).max().item() for i in range(4)]
     assert brightest == pytest.approx([255 * largest * (i + 1) / 4 / white for i in range(4)], abs=3)
     assert next(iter(data.train_dataloader()))[0].max() > 200 * largest / white
     # As a checkpoint has it; one of an older version has none
     assert make_data(root, preprocessing={**PREPROCESSING, "white": 1000}).preprocessing["white"] == 1000
-    assert make_data(root).decoded[str(root / "a/3.png")].max() == pytest.approx(255 * largest / 65535, abs=3)
+    assert eval_reader(PREPROCESSING)(str(root / "a/3.png")).max() == pytest.approx(255 * largest / 65535, abs=3)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])

@@ -15,6 +15,7 @@ from threading import Condition
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from project import UserError, first_line
+from project.pixels import BAND
 
 # An allow-list, since untrusted files must not reach Pillow's other readers (EPS, for example, starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM")
@@ -70,8 +71,11 @@ def decoded(image: ImageFile.ImageFile, width: int, height: int) -> Iterator[Non
             f"memory, above the limit of {MAX_BYTES / 1e9:.1f} GB"
         )
     with MEMORY.taken(needed):
-        image.load()
-        yield
+        try:
+            image.load()
+            yield
+        finally:
+            image.close()  # which frees its pixels at once, not when garbage is collected
 
 
 class Budget:
@@ -145,6 +149,7 @@ def _memory(image: ImageFile.ImageFile, pixels: int) -> int:
     """Bytes that decoding takes at most, of an image that has this number of pixels before it is scaled."""
     size = image.width * image.height
     own = size * (1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4)
+    own += min(size, BAND) * (4 if image.mode == "RGB" else 12)  # to turn it, to lay it on white
     if image.format in ("JPEG", "MPO") and "progressive" in image.info:
         return own + 2 * pixels * len(image.getbands())  # the coefficients of all blocks
     if isinstance(image, TiffImagePlugin.TiffImageFile):

@@ -28,6 +28,7 @@ MAX_BYTES = 900_000_000  # that decoding takes, of a file, and of all that threa
 MAX_SCANS = 100  # of a JPEG: usual are 10; each costs 0.06 seconds at 100 megapixels, and takes 141 bytes of the file
 MAX_SLOW_PIXELS = 2_000_000  # for Pillow's decoders that are written in Python, at a million numbers per second
 
+Image.core.set_block_size(1 << 26)  # large enough that the C library returns freed pixels to the system
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns above this, and refuses above twice as much
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check refuses above the limit
 

@@ -205,6 +205,9 @@ def load_checkpoint(path: str | Path, known_whole: bool = False) -> Checkpoint:
         or not isinstance(content["config"].get("data"), dict)
     ):
         raise UserError(f"checkpoint {path}: not written by scripts/train.py (use --model.weights for weights alone)")
+    names = content["hyper_parameters"].get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
+        raise UserError(f"checkpoint {path}: its class names are not a list of different texts")
     return Checkpoint(path, content)
 
 
@@ -227,7 +230,10 @@ def load_model(checkpoint: Checkpoint, model_class: type[Module]) -> Module:
 
 
 def load_state(model: LightningModule, checkpoint: Checkpoint) -> None:
-    """Load the weights of a checkpoint into a model. Raises `UserError` if they do not fit."""
+    """Load the weights of a checkpoint into a model. Raises `UserError` if they do not fit, or are not finite."""
+    for name, tensor in checkpoint.content["state_dict"].items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"checkpoint {checkpoint.path}: the weights {name!r} are not finite")
     try:
         model.load_state_dict(checkpoint.content["state_dict"])
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -23,6 +24,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # how a cell begins that a spreadsheet evaluates
+MAX_ENTRIES = 100_000  # tensors in a file; a million take a minute to read
 
 
 @contextmanager
@@ -143,6 +145,7 @@ def read_tensors(path: str, role: str) -> Any:
         UserError: The file is unreadable, damaged or unsafe.
     """
     try:
+        check_container(path)
         if path.endswith(".safetensors"):
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
@@ -153,7 +156,32 @@ def read_tensors(path: str, role: str) -> Any:
             f"{role} {path}: refused, since it contains more than tensors and plain values, or is damaged"
         ) from error
     except Exception as error:  # damaged files raise many types: RuntimeError, EOFError, IndexError, KeyError, …
-        raise UserError(f"{role} {path}: damaged, or not in the expected format ({first_line(error)})") from error
+        reason = first_line(error)
+        if os.path.isfile(path) and os.path.getsize(path) == 0:
+            reason = "the file is empty (0 bytes)"
+        if "weights_only" in reason:  # torch advises to let the file run code
+            reason = "not plain tensors and values"
+        raise UserError(f"{role} {path}: damaged, or not in the expected format ({reason})") from error
+
+
+def check_container(path: str) -> None:
+    """Refuse files that take far more memory or time than their size suggests. Raises `ValueError`."""
+    if path.endswith(".safetensors"):
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        entries = header // 80 if header < os.path.getsize(path) else 0  # 80 bytes of it describe a tensor
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            files = archive.infolist()
+        if any(file.filename.endswith("/constants.pkl") for file in files):
+            raise ValueError("a TorchScript archive, which holds code; save the state_dict() of the module instead")
+        if any(file.compress_type != zipfile.ZIP_STORED for file in files):
+            raise ValueError("it is compressed, which torch.save never does")
+        entries = len(files)
+    else:
+        entries = 0
+    if entries > MAX_ENTRIES:
+        raise ValueError(f"about {entries:,} tensors, above the limit of {MAX_ENTRIES:,}")
 
 
 def size_of(folder: Path) -> str:

@@ -62,9 +62,9 @@ PREPROCESSING = {
 }
 
 
-def make_data(root: Path, **options) -> ImageData:
+def make_data(root: Path, preprocessing=PREPROCESSING, **options) -> ImageData:
     """A small data module without worker processes."""
-    return ImageData(PREPROCESSING, root=str(root), **{"image_size": 32, "num_workers": 0, "batch_size": 4, **options})
+    return ImageData(preprocessing, root=str(root), **{"image_size": 32, "num_workers": 0, "batch_size": 4, **options})
 
 
 class Exploding:

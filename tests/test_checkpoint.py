@@ -5,11 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 import train
-from helpers import (
-    FAST,
-)
+from helpers import FAST, PREPROCESSING, make
 
-from project.checkpoint import DurableCheckpointIO, drop_previous, newest_run, open_checkpoint, reason_of
+from project import UserError
+from project.checkpoint import (
+    DurableCheckpointIO,
+    drop_previous,
+    load_checkpoint,
+    load_model,
+    newest_run,
+    open_checkpoint,
+    reason_of,
+)
+from project.classification.model import ResNetClassifier
 from project.cli import run
 
 
@@ -97,3 +105,53 @@ def test_the_reason_for_a_failed_save_is_the_systems_not_that_of_torchs_writer()
     except RuntimeError as error:
         assert reason_of(error) == "No space left on device"
     assert reason_of(RuntimeError("other\nmore")) == "other"
+
+
+@pytest.fixture(scope="module")
+def content():
+    """What a checkpoint holds."""
+    model = make()
+    return {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "config": {"data": {}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        *(({"class_names": x}, "class names are not") for x in ([1, 2], "abc", None, {"a": 1}, ["a", "b", "a"])),
+        *(({"crop_size": size}, "crop_size is") for size in (0, -1, "224", None, 10**9, 1.5, True)),
+        *(({"resize_size": size}, "resize_size is") for size in (0, float("nan"))),
+        *(({"mean": mean}, "mean is") for mean in ([float("nan")] * 3, "abc", [0.5], None, [0.5, 0.5, "x"])),
+        *(({"std": std}, "std is") for std in ([0.0] * 3, [-1.0] * 3, [float("inf")] * 3, 5)),
+        ({"interpolation": "magic"}, "interpolation is 'magic'"),
+        ({"fit": [1]}, "fit is"),
+        ({"white": "x"}, "white is"),
+        *(({"preprocessing": value}, "do not fit together") for value in ([1], None, "x")),
+        *(({"arch": arch}, "do not fit together") for arch in (3, None, ["resnet18"])),
+        ({"arch": "timm/hf-hub:someone/model"}, "no network of timm"),
+        *(({option: "x"}, "do not fit together") for option in ("dropout", "lr", "label_smoothing", "class_weights")),
+        ({"unheard_of": 1}, "do not fit together"),
+    ],
+)
+def test_a_forged_value_is_one_line_that_names_the_file(tmp_path, content, values, reason):
+    values = {"preprocessing": {**PREPROCESSING, **values}} if {*values} & {*PREPROCESSING, "fit", "white"} else values
+    path = tmp_path / "forged.ckpt"
+    torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], **values}}, path)
+    with pytest.raises(UserError, match=rf"^checkpoint {path}: [^\n]*{reason}[^\n]*$"):
+        load_model(load_checkpoint(path), ResNetClassifier)
+
+
+def test_a_checkpoint_cannot_ask_for_a_network_that_downloads_its_own_backbone(tmp_path, content, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    for arch in ("fcn_resnet50", "deeplabv3_resnet50", "raft_small", "quantized_resnet18", "../resnet18"):
+        torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], "arch": arch}}, tmp_path / "a.ckpt")
+        with pytest.raises(UserError, match=f"{arch}: no classification network of torchvision"):
+            load_model(load_checkpoint(tmp_path / "a.ckpt"), ResNetClassifier)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, content, value):
+    state = {**content["state_dict"], "net.bn1.bias": torch.full((64,), value)}
+    torch.save({**content, "state_dict": state}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt: the weights 'net.bn1.bias' are not finite"):
+        load_model(load_checkpoint(tmp_path / "a.ckpt"), ResNetClassifier)

@@ -48,6 +48,9 @@ class ImageData(ResumableData):
         label_column: The column of the CSV file with the classes, if it is not called `label`.
         image_size: Side of the square that the model sees, in pixels. By default the size that the weights expect, or
             less if this would only magnify small images: twice their median side, in steps of 32 from 64.
+        fit: How an image becomes a square in evaluation: `crop` scales its shorter side and takes the centre, `pad`
+            shows all of it on a square of the mean colour, `squash` all of it without its proportions; training takes
+            parts in the same way. By default as the weights were evaluated: `crop`, but for a few networks of timm.
         batch_size: Images per step and device.
         num_workers: Decoding processes per device. By default the cores divided by the devices, but at most 8.
         val_fraction: Fraction of each class drawn for validation if there is no val split.
@@ -105,6 +108,7 @@ class ImageData(ResumableData):
         path_column: str | None = None,
         label_column: str | None = None,
         image_size: int | None = None,
+        fit: Literal["crop", "pad", "squash"] | None = None,
         batch_size: int = 32,
         num_workers: int | None = None,
         val_fraction: float = 0.15,
@@ -131,7 +135,7 @@ class ImageData(ResumableData):
         self.fractions = (val_fraction, test_fraction)
         listed, self.draw = self.find(class_names, path_column, label_column, split_seed)
         drawn = listed if class_names else self.draw(listed)
-        self.preprocessing = fit_preprocessing(preprocessing, image_size, drawn.get("train", []))
+        self.preprocessing = fit_preprocessing(preprocessing, image_size, drawn.get("train", []), fit)
         self.take(listed, drawn, class_names, check, keep_decoded)
         self.train_transform = train_transform(self.preprocessing, crop_scale, flip, auto_augment, random_erasing)
         self.mix = mix_transform(mixup, cutmix, len(self.class_names))

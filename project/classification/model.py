@@ -18,9 +18,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from project import INFINITY, check_ranges, shortest
 from project.backbones import Head, make_net, replace_head
 from project.checkpoint import load_model, open_checkpoint
-from project.images import Preprocessing, eval_reader, eval_transform
+from project.images import eval_reader
 from project.metrics import EvalMetrics, Mean, check_finite, most_probable
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
+from project.preprocessing import Preprocessing, check_preprocessing
 from project.weights import find_architecture
 
 
@@ -138,7 +139,7 @@ class ResNetClassifier(LightningModule):
         check_ranges("model.", cls.RANGES, options)
         find_architecture(options["arch"])
         if "preprocessing" in options:
-            eval_transform(options["preprocessing"])
+            check_preprocessing(options["preprocessing"])
             normalization(options["preprocessing"])
 
     @classmethod

@@ -39,8 +39,8 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 
 import project.checkpoint
+import project.decoding
 import project.files
-import project.images
 import project.loggers
 import project.metrics
 import project.runs
@@ -175,7 +175,7 @@ def take_out(mutant: str) -> None:
     elif mutant == "no look at the loss":
         project.safety.StopAtNonFinite.on_train_batch_end = lambda *args: None  # type: ignore[method-assign,assignment]
     elif mutant == "images of any size":
-        project.images.MAX_PIXELS = 10**12
+        project.decoding.MAX_PIXELS = 10**12
         Image.MAX_IMAGE_PIXELS = None
     elif mutant == "any path in a manifest":
         os.pardir = "nowhere"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from project import UserError, first_few
-from project.images import SMALLEST_CHOICE, Preprocessing
+from project.preprocessing import SMALLEST_CHOICE, Preprocessing
 from project.weights import NUM_OUTPUTS, find_architecture, load_weights
 
 

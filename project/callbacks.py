@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
 
 from project.files import write_text
 from project.lightning_internals import BarFromOne
@@ -81,7 +83,7 @@ class LearningRates(Callback):
 
 
 class EpochLines(Callback):
-    """Log one line per epoch, in a terminal or to a file: losses, the monitored metric, time taken and remaining.
+    """Log the training figures of each epoch and one line: losses, the monitored metric, time taken and remaining.
 
     If an epoch takes long, its first steps give an estimate of the whole training.
 
@@ -132,6 +134,11 @@ class EpochLines(Callback):
         self.validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        figures = {
+            k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/") and k.endswith("_epoch")
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": trainer.current_epoch, **figures}, step=trainer.global_step - 1)
         names = {"train/loss_epoch": "train loss", "val/loss": "val loss", self.monitor: self.monitor.replace("/", " ")}
         shown = [name for name in names if name.startswith("train") or self.validated]
         metrics = {name: float(trainer.callback_metrics[name]) for name in shown if name in trainer.callback_metrics}
@@ -149,10 +156,13 @@ class EpochLines(Callback):
 
 
 class ProgressBar(BarFromOne):
-    """Lightning's rich progress bar, on stderr, without the version number, and with epochs counted from 1."""
+    """Lightning's rich progress bar, on stderr if that is a terminal or a notebook, with epochs counted from 1."""
 
     def __init__(self) -> None:
         super().__init__(console_kwargs={"stderr": True})
+        console = Console(stderr=True)
+        if not (console.is_terminal or console.is_jupyter):
+            self.disable()  # in a file, what remains of it is one line at the end that says nothing
         self.shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -167,3 +177,10 @@ def is_logging_step(trainer: Trainer) -> bool:
     """Whether metrics are logged after this optimizer step; reading them synchronizes with the device."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and trainer.global_step % every == 0
+
+
+@rank_zero_only
+def write_logs(trainer: Trainer) -> None:
+    """Let the loggers write what they still have in memory."""
+    for logger in trainer.loggers:
+        logger.save()

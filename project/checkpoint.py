@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 
-from project import UserError, first_line
+from project import UserError, first_few, first_line
 from project.files import read_tensors, whole
 
 Module = TypeVar("Module", bound=LightningModule)
@@ -53,20 +53,31 @@ class DurableCheckpointIO(TorchCheckpointIO):
         flags = [tensor.isfinite().all() for tensor in state.values() if tensor.is_floating_point()]
         if flags and not bool(torch.stack(flags).all()):
             raise NotSaved(f"{path}: not saved, since it has weights that are not finite; the existing file is kept")
-        replaces_good = path.name == "last.ckpt" and path.exists() and (path in self.known_whole or is_whole(path))
+        existed = path.exists()
+        replaces_good = path.name == "last.ckpt" and existed and (path in self.known_whole or is_whole(path))
         try:
             with whole(path, durable=True, previous=path.with_name("previous.ckpt") if replaces_good else None) as file:
                 torch.save(checkpoint, file)
                 append_checksum(file)
         except (OSError, RuntimeError) as error:  # torch's writer turns some into RuntimeErrors
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise NotSaved(f"cannot save {path} ({reason}); the checkpoint that was there is kept") from error
+            kept = "; the checkpoint that was there is kept" if existed else ""
+            raise NotSaved(f"cannot save {path} ({reason_of(error)}){kept}") from error
         self.known_whole.add(path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Load the content of a checkpoint onto the CPU. Raises `UserError`."""
         resumed, self.resumed = self.resumed, None
         return resumed.content if resumed is not None and resumed.path == str(path) else load_checkpoint(path).content
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file could not be written, in words; torch's writer hides the cause behind an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return first_line(error)
 
 
 def append_checksum(file: IO[bytes]) -> None:
@@ -124,12 +135,39 @@ def open_checkpoint(name: str, root: str | Path, run: str | None = None) -> Chec
     if not found:
         which = f"no run called {run}" if run else "no run"
         raise UserError(f"checkpoint {name}: {which} under {Path(root) / 'lightning_logs'} has a {name}.ckpt")
-    folder = max(found, key=lambda path: path.stat().st_mtime).parent
+    folder = newest_run(found).parent
     for path in [path for path in found if path.parent == folder]:
         if is_whole(path):
             return load_checkpoint(path, known_whole=True)
         log.warning(f"{path} is damaged")
     raise UserError(f"checkpoint {name}: none in {folder} is intact; give the path of another one")
+
+
+def newest_run(found: list[Path]) -> Path:
+    """A checkpoint of the newest run; a newer run that has none is named.
+
+    Of the runs with the same name (`version_N`, `NAME_N`), the one with the highest number is the newest: files that
+    are copied, or a clock that is set back, have other times. Between names, the time of the checkpoint decides.
+    """
+    by_name: dict[str, Path] = {}
+    for path in sorted(found, key=lambda path: numbered_name(path.parents[1])[1], reverse=True):
+        by_name.setdefault(numbered_name(path.parents[1])[0], path)
+    newest = max(by_name.values(), key=lambda path: path.stat().st_mtime)
+    name, number = numbered_name(newest.parents[1])
+    siblings = [folder for folder in newest.parents[2].iterdir() if folder.is_dir()]
+    newer = [folder for folder in siblings if numbered_name(folder)[0] == name and numbered_name(folder)[1] > number]
+    if newer:
+        names = first_few([folder.name for folder in newer])
+        log.warning(
+            f"{names}: passed over, without a {newest.name}; the newest run that has one is {newest.parents[1]}"
+        )
+    return newest
+
+
+def numbered_name(folder: Path) -> tuple[str, int]:
+    """The name of a run folder and its number: `birds_2` is (`birds`, 2), and `birds` is (`birds`, 0)."""
+    name, _, number = folder.name.rpartition("_")
+    return (name, int(number)) if name and number.isdecimal() else (folder.name, 0)
 
 
 def checkpoints_of_runs(name: str, root: str | Path, run: str | None = None) -> list[Path]:
@@ -167,6 +205,9 @@ def load_checkpoint(path: str | Path, known_whole: bool = False) -> Checkpoint:
         or not isinstance(content["config"].get("data"), dict)
     ):
         raise UserError(f"checkpoint {path}: not written by scripts/train.py (use --model.weights for weights alone)")
+    names = content["hyper_parameters"].get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
+        raise UserError(f"checkpoint {path}: its class names are not a list of different texts")
     return Checkpoint(path, content)
 
 
@@ -189,7 +230,10 @@ def load_model(checkpoint: Checkpoint, model_class: type[Module]) -> Module:
 
 
 def load_state(model: LightningModule, checkpoint: Checkpoint) -> None:
-    """Load the weights of a checkpoint into a model. Raises `UserError` if they do not fit."""
+    """Load the weights of a checkpoint into a model. Raises `UserError` if they do not fit, or are not finite."""
+    for name, tensor in checkpoint.content["state_dict"].items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"checkpoint {checkpoint.path}: the weights {name!r} are not finite")
     try:
         model.load_state_dict(checkpoint.content["state_dict"])
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from project import first_few
 from project.cache import fingerprints, load_checked, save_checked
-from project.images import BadImage, load_image
-from project.samples import Samples
+from project.images import BadImage, try_out
+from project.splits import Samples
 
 T = TypeVar("T")
 
@@ -68,11 +68,6 @@ def drop_bad_images(
     tell(bad, len(paths), policy)
     left = {split: [sample for sample in listed if sample[0] not in bad] for split, listed in samples.items()}
     return left, decoded
-
-
-def try_out(path: str) -> None:
-    """Decode an image and drop it; the smallest scale reads all bytes, but makes few pixels. Raises `BadImage`."""
-    load_image(path, size=1)
 
 
 def tell(bad: dict[str, str], num_images: int, policy: str) -> None:

@@ -2,13 +2,16 @@
 
 import argparse
 import difflib
+import errno
 import gc
+import io
 import logging
 import os
 import re
 import shlex
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,7 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from project import UserError
+from project import UserError, printable
 from project.lightning_internals import QUIET_LOGGERS, QUIET_WARNINGS
 
 log = logging.getLogger(__name__)
@@ -94,7 +97,7 @@ class Parser(ArgumentParser):
             text += nearest(f"{wrong[1]}.{wrong[2]}", options)
         elif wrong := re.search(r"Option '([\w.]+)' is not accepted", text):
             text += nearest(wrong[1], options)
-        self.exit(2, f"{self.prog}: error: {text}\n")
+        self.exit(2, f"{self.prog}: error: {printable(text)}\n")
 
 
 class Help(argparse.Action):
@@ -124,9 +127,14 @@ def nearest(name: str, options: list[str]) -> str:
 def run(main: Callable[[], Any]) -> NoReturn:
     """Call a script's main function; a `UserError` is printed on one line, with exit status 1.
 
-    Ctrl-C exits with 130 and SIGTERM with 143, as if they had not been caught; training catches them to save first.
+    Ctrl-C exits with 130, SIGTERM with 143 and SIGHUP (a closed terminal) with 129, as if they had not been caught;
+    training catches them to save first. It exits with 141, without a word, if nobody reads the output any more, as in
+    `predict.py … | head -1`.
     """
+    open_streams()
     set_up_messages()
+    script = Path(sys.argv[0]).name
+    threading.excepthook = report_in_thread
     received: list[int] = []
 
     def stop_at_once(signum: int, frame: FrameType | None) -> NoReturn:
@@ -138,28 +146,60 @@ def run(main: Callable[[], Any]) -> NoReturn:
         received.append(signum)
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    signals = stopping_signals()
+    for signum in signals:
         signal.signal(signum, stop)
     try:
         main()
+        sys.stdout.flush()
     except BaseException as error:
         if received:  # Lightning may change the exit, or the interrupted code may raise another error
             sys.exit(128 + received[0])
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more at exit
+            sys.exit(128 + 13 if error.errno == errno.EPIPE else f"{script}: error: cannot write ({error.strerror})")
         if not isinstance(error, UserError | MisconfigurationException):
             raise
         text = str(error).strip()
         if "Original Traceback" in text:  # raised in a data worker; the last line is the original message
             text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}")
+        sys.exit(f"{script}: error: {printable(' '.join(text.split()))}")
     finally:
-        for signum in (signal.SIGINT, signal.SIGTERM):  # only the exit is left
+        for signum in signals:  # only the exit is left
             signal.signal(signum, stop_at_once)
         gc.freeze()  # at exit Python inspects all objects once more, which takes a second after importing torch
     sys.exit(128 + received[0] if received else 0)  # Python drops exceptions in `__del__` and in callbacks from C
 
 
+def open_streams() -> None:
+    """Let output streams that the caller has closed lead nowhere, and none fail at a letter that it cannot show."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """The signals that ask a process to end: Ctrl-C, SIGTERM and, unless `nohup` blocks it, SIGHUP."""
+    hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
+def report_in_thread(args: Any) -> None:
+    """What `threading` calls for an error in a thread: one line if a file, as TensorBoard's, cannot be written."""
+    if isinstance(args.exc_value, OSError):
+        log.error(f"{args.exc_value}")
+    else:
+        threading.__excepthook__(args)
+
+
 class StderrHandler(logging.StreamHandler):
     """Write to the current `sys.stderr`: rich replaces it, so that messages appear above the progress bar."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message on one line, without what would control the terminal: it may name files and classes."""
+        return printable(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""

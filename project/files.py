@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -15,12 +16,15 @@ from typing import IO, Any
 import safetensors.torch
 import torch
 
-from project import UserError, first_line
+from project import UserError, as_utf8, first_line
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # how a cell begins that a spreadsheet evaluates
+MAX_ENTRIES = 100_000  # tensors in a file; a million take a minute to read
 
 
 @contextmanager
@@ -57,9 +61,11 @@ def whole(path: str | Path, durable: bool = False, previous: Path | None = None)
         os.replace(draft, path)
         if durable:
             flush_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             draft.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # a full disk, when writing
+            error.filename = str(path)
         raise
 
 
@@ -82,15 +88,37 @@ def write_text(path: str | Path, text: str) -> None:
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write a CSV file in full or not at all, in UTF-8 with the mark at its start by which Excel recognizes UTF-8.
 
-    File names that are not UTF-8 keep their bytes. If `path` is a link, the file that it leads to is replaced.
+    File names that are not UTF-8 keep their bytes. Text that a spreadsheet would take for a formula gets an apostrophe
+    in front. If `path` is a link, the file that it leads to is replaced.
 
     Raises:
         OSError: The file cannot be written.
     """
     with whole(os.path.realpath(path) if os.path.isfile(path) else path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[type-var]
-        csv.writer(text).writerows(rows)
+        csv.writer(text).writerows([as_cell(value) for value in row] for row in rows)
         text.detach()  # which writes all, but leaves the file open
+
+
+def as_cell(value: Any) -> Any:
+    """A value as a cell of a CSV file: text that begins as a formula does, and is no number, with an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith(FORMULA) and not is_number(value):
+        value = f"'{value}"
+    try:
+        value.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # of no file's name
+        return as_utf8(value)
+    return value
+
+
+def is_number(text: str) -> bool:
+    """Whether the text is a plain number, such as `-1`."""
+    with suppress(ValueError):
+        float(text)
+        return text.isascii() and text[-1].isdigit()
+    return False
 
 
 def create_first(folders: Iterable[Path]) -> Path:
@@ -123,6 +151,7 @@ def read_tensors(path: str, role: str) -> Any:
         UserError: The file is unreadable, damaged or unsafe.
     """
     try:
+        check_container(path)
         if path.endswith(".safetensors"):
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
@@ -133,7 +162,32 @@ def read_tensors(path: str, role: str) -> Any:
             f"{role} {path}: refused, since it contains more than tensors and plain values, or is damaged"
         ) from error
     except Exception as error:  # damaged files raise many types: RuntimeError, EOFError, IndexError, KeyError, …
-        raise UserError(f"{role} {path}: damaged, or not in the expected format ({first_line(error)})") from error
+        reason = first_line(error)
+        if os.path.isfile(path) and os.path.getsize(path) == 0:
+            reason = "the file is empty (0 bytes)"
+        if "weights_only" in reason:  # torch advises to let the file run code
+            reason = "not plain tensors and values"
+        raise UserError(f"{role} {path}: damaged, or not in the expected format ({reason})") from error
+
+
+def check_container(path: str) -> None:
+    """Refuse files that take far more memory or time than their size suggests. Raises `ValueError`."""
+    if path.endswith(".safetensors"):
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        entries = header // 80 if header < os.path.getsize(path) else 0  # 80 bytes of it describe a tensor
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            files = archive.infolist()
+        if any(file.filename.endswith("/constants.pkl") for file in files):
+            raise ValueError("a TorchScript archive, which holds code; save the state_dict() of the module instead")
+        if any(file.compress_type != zipfile.ZIP_STORED for file in files):
+            raise ValueError("it is compressed, which torch.save never does")
+        entries = len(files)
+    else:
+        entries = 0
+    if entries > MAX_ENTRIES:
+        raise ValueError(f"about {entries:,} tensors, above the limit of {MAX_ENTRIES:,}")
 
 
 def size_of(folder: Path) -> str:

@@ -1,195 +1,139 @@
-"""Find image files, and decode them to upright RGB images and tensors.
-
-Pillow is the only decoder: `torchvision.io.decode_image` can crash the process on a damaged PNG, and reads fewer
-formats.
-"""
+"""From image files to upright 8-bit RGB images and tensors: how they are cropped and scaled."""
 
 import math
-import os
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
-from PIL import Image, ImageOps
-from torchvision.transforms import InterpolationMode, v2
+from PIL import Image, TiffImagePlugin
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from project import UserError, first_few
-
-# An allow-list, since untrusted files must not reach Pillow's other readers (EPS, for example, starts Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-EXIF_ORIENTATION = 0x0112
-SMALLEST_CHOICE = 64  # pixels: side of the smallest square that small images are scaled to, unless a size is given
-MAX_PIXELS = 100_000_000  # a 50 kB PNG can claim 30,000 x 30,000 pixels: refuse it before decoding exhausts the memory
-
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns above this, and refuses above twice as much
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _opened refuses above the limit
+from project.decoding import BadImage as BadImage
+from project.decoding import decoded, opened
+from project.pixels import VALUES, Picture, rows_of, tag
+from project.preprocessing import SMALLEST_CHOICE as SMALLEST_CHOICE
+from project.preprocessing import WHITE, Preprocessing, mean_colour, resample_filter, scaled_size
 
 
-class BadImage(UserError):
-    """A file that cannot be used as an image; the message is `path: reason`."""
-
-
-class Preprocessing(TypedDict):
-    """How to prepare an image for a network, to match what it was trained on."""
-
-    resize_size: int  # shorter side in pixels, before the crop
-    crop_size: int  # side of the central crop in pixels: what the network sees
-    interpolation: str  # one of torchvision's InterpolationMode
-    mean: list[float]  # of red, green and blue, each from 0 to 1
-    std: list[float]
-
-
-def load_image(path: str | Path, size: int | None = None) -> Image.Image:
+def load_image(path: str | Path, size: int | None = None, white: int = WHITE) -> Image.Image:
     """Decode one file into an upright 8-bit RGB image: the first frame, with the EXIF rotation applied.
 
-    Transparent images are put on a white background. 16-bit grey is scaled to 8 bits; 32-bit and float grey is
-    stretched from its own minimum and maximum.
+    Transparent images are put on a white background. 16-bit grey is scaled to 8 bits such that `white` becomes 255; if
+    a TIFF states 12 bits per sample, 4095 does. 32-bit and float grey is stretched from its own finite minimum and
+    maximum, for nothing in the file says what is white. 16-bit colours keep their upper 8 bits.
 
     Args:
         path: An image in one of `FORMATS`, whatever its extension.
-        size: If given, a JPEG may be decoded smaller, but not with a side below this many pixels, see `load_crop`.
+        size: If given, a JPEG may be decoded smaller, but not with a side below this many pixels.
+        white: Value of 16-bit grey that is white; what is above it, is white, too. It is a property of a data set, not
+            of a file: a scale of each image's own would hide which is the brighter one. So files are not asked; the
+            `MaxSampleValue` of a TIFF is a statistic of its image, and a PNG is scaled to 16 bits whatever `sBIT` says.
 
     Raises:
-        BadImage: The file is unreadable, truncated, not an image, or larger than `MAX_PIXELS` pixels.
+        BadImage: The file is unreadable, truncated, not an image, or above the limits of `project/decoding.py`.
     """
-    with _opened(path) as image:
-        if size is not None:
-            long, short = max(image.size), min(image.size)
-            if size * size * long > MAX_PIXELS * short:  # what scaling the short side to `size` would make
-                raise ValueError(f"{image.width} x {image.height} pixels is too thin to be scaled to {size} pixels")
-            image.draft(None, (size, size))
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+    with opened(path) as image:
+        picture = Picture(image, white)
+        with decoded(image, *(image.size if size is None else (size, size))):
+            result = Image.new("RGB", image.size)
+            for top, band in picture.bands(0, 0, *image.size):
+                result.paste(band, (0, top))
+        return picture.turned(result)
+
+
+def try_out(path: str | Path) -> None:
+    """Decode one file and drop it, a JPEG at the smallest scale, which reads all bytes as well. Raises `BadImage`."""
+    with opened(path) as image:
+        picture = Picture(image, WHITE)
+        with decoded(image, 1, 1):
+            for _ in picture.bands(0, 0, *image.size):
+                pass
 
 
 def load_crop(
-    path: str | Path, size: int, choose: Callable[[int, int], tuple[int, int, int, int]], resample: Image.Resampling
+    path: str | Path,
+    size: int,
+    choose: Callable[[int, int], tuple[float, float, float, float]],
+    resample: Image.Resampling,
+    fill: tuple[int, int, int] | None = None,
+    white: int = WHITE,
 ) -> Image.Image:
     """Decode, crop and resize one file to an upright `size` x `size` RGB image, otherwise like `load_image`.
 
-    A JPEG is decoded at the smallest scale (1, 1/2, 1/4, 1/8: the decoder leaves out the higher frequencies of its DCT
-    blocks) at which the crop still has `size` pixels per side. For a 12-megapixel photo this saves most of the work.
+    A JPEG is decoded at the smallest scale at which the crop still has `size` pixels per side. For a 12-megapixel
+    photo this saves most of the work.
 
     Args:
         path: The file.
         size: Side of the result, in pixels.
         choose: Given height and width, returns top, left, height and width of the crop, in pixels at full scale.
         resample: Filter for resizing, which is antialiased.
+        fill: If given, the crop keeps its proportions, and this colour fills the rest of the square.
+        white: See `load_image`.
 
     Raises:
         BadImage: As in `load_image`.
     """
-    with _opened(path) as image:
-        width, height = image.size
-        if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:  # stored on its side
-            width, height = height, width
+    with opened(path) as image:
+        picture = Picture(image, white)
+        width, height = picture.size
         top, left, crop_height, crop_width = choose(height, width)
-        zoom = max(size / crop_width, size / crop_height)
-        if zoom < 1:
-            image.draft(None, (math.ceil(image.width * zoom), math.ceil(image.height * zoom)))
-        image.load()
-        upright = _to_rgb(ImageOps.exif_transpose(image))
-        x, y = upright.width / width, upright.height / height
-        right, bottom = min((left + crop_width) * x, upright.width), min((top + crop_height) * y, upright.height)
-        return upright.resize((size, size), resample, (left * x, top * y, right, bottom))
+        scale = size / max(crop_width, crop_height)
+        result = (
+            (size, size) if fill is None else (max(round(crop_width * scale), 1), max(round(crop_height * scale), 1))
+        )
+        zoom = max(result[0] / crop_width, result[1] / crop_height)
+        with decoded(image, *picture.as_stored(math.ceil(width * zoom), math.ceil(height * zoom))):
+            x, y = picture.size[0] / width, picture.size[1] / height
+            box = (left * x, top * y, (left + crop_width) * x, (top + crop_height) * y)
+            part = picture.resized(box, result, resample)
+    return _on_square(part, size, ((size - result[0]) // 2, (size - result[1]) // 2), fill)
+
+
+def load_for_evaluation(path: str | Path, preprocessing: Preprocessing) -> Tensor:
+    """Decode one file as the weights expect it in evaluation: uint8 `(3, crop_size, crop_size)`. Raises `BadImage`.
+
+    A JPEG is decoded no larger than necessary.
+    """
+    side, size, fit = preprocessing["resize_size"], preprocessing["crop_size"], preprocessing.get("fit", "crop")
+    with opened(path) as image:
+        picture = Picture(image, preprocessing.get("white") or WHITE)
+        least = scaled_size(*picture.size, side, fit) if fit == "pad" else (side, side)
+        with decoded(image, *picture.as_stored(*least)):
+            new = scaled_size(*picture.size, side, fit)
+            # As in torchvision's CenterCrop, whose rounding this is
+            left, top = (round((length - size) / 2) for length in new)
+            region = (max(left, 0), max(top, 0), min(left + size, new[0]), min(top + size, new[1]))
+            part = picture.scaled(new, region, resample_filter(preprocessing))
+    return pil_to_tensor(_on_square(part, size, (max(-left, 0), max(-top, 0)), mean_colour(preprocessing)))
+
+
+def eval_reader(preprocessing: Preprocessing) -> Callable[[str], Tensor]:
+    """From a path to uint8 `(3, crop_size, crop_size)`, see `load_for_evaluation`."""
+    return partial(load_for_evaluation, preprocessing=preprocessing)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """Width and height in pixels from the file's header, before any EXIF rotation. Raises `BadImage`."""
-    with _opened(path) as image:
+    with opened(path) as image:
         return image.size
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Open a file without decoding it; any error in the `with` block is raised as a `BadImage` naming the file."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels exceeds limit of {MAX_PIXELS} pixels")
-            yield image
-    # Pillow's readers raise many types on damaged files: OSError, SyntaxError, struct.error, …
-    except Exception as error:
-        raise BadImage(f"{path}: {_reason(path, error)}") from error
+def largest_value(path: str | Path) -> int | None:
+    """The largest value of a 16-bit grey image; None for any other image. Raises `BadImage`."""
+    with opened(path) as image:
+        if not image.mode.startswith("I;16") or tag(image, TiffImagePlugin.BITSPERSAMPLE, 16) < 16:
+            return None
+        with decoded(image, *image.size):
+            return max(int(np.asarray(band).max()) for _, band in rows_of(image, (0, 0, *image.size), VALUES))
 
 
-def eval_transform(preprocessing: Preprocessing) -> v2.Transform:
-    """From a Pillow image to uint8 `(3, crop_size, crop_size)`, as the pretrained weights expect it in evaluation."""
-    interpolation = InterpolationMode(preprocessing["interpolation"])
-    return v2.Compose(
-        [
-            v2.Resize(preprocessing["resize_size"], interpolation=interpolation, antialias=True),
-            v2.CenterCrop(preprocessing["crop_size"]),
-            v2.PILToTensor(),
-        ]
-    )
-
-
-def eval_reader(preprocessing: Preprocessing) -> v2.Transform:
-    """From a path to uint8 `(3, crop_size, crop_size)`; a JPEG is decoded no larger than necessary."""
-    return v2.Compose([partial(load_image, size=preprocessing["resize_size"]), eval_transform(preprocessing)])
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # convert("RGB") would clip these at 255: almost all white
-        values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False)
-        low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (values.min(), values.max())
-        values -= low  # in place: a large image already takes a gigabyte
-        values *= 255.0 / max(float(high - low), 1e-12)
-        return Image.fromarray(values.round(out=values).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _reason(path: str | Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return "the file is empty (0 bytes)"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return f"not an image in a format that is read here ({', '.join(FORMATS)})"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def is_junk(name: str) -> bool:
-    """Whether a file is hidden or left by an operating system: `.DS_Store`, `._photo.jpg`, `__MACOSX`, `@eaDir`."""
-    return name.startswith((".", "__MACOSX", "@eaDir"))
-
-
-def list_images(folder: str | Path) -> tuple[list[str], Counter[str]]:
-    """All image files below a folder, sorted; links are followed, and each folder is visited once.
-
-    Returns:
-        The paths, and how many other files were passed over, by extension.
-    """
-    images: list[str] = []
-    others: Counter[str] = Counter()
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link to a parent folder would list its images again
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_junk(name))
-        for name in sorted(files):
-            if is_junk(name):
-                continue
-            if name.lower().endswith(EXTENSIONS):
-                images.append(os.path.join(parent, name))
-            else:
-                others[os.path.splitext(name)[1].lower() or name] += 1
-    return images, others
-
-
-def passed_over(others: Counter[str]) -> str:
-    """What `list_images` has passed over, in words."""
-    kinds = first_few([f"{count} {extension}" for extension, count in others.most_common()])
-    return f"passed over {kinds}, which are not supported images"
+def _on_square(part: Image.Image, size: int, corner: tuple[int, int], fill: tuple[int, int, int] | None) -> Image.Image:
+    """Put an image on a square of a colour, unless it fills it."""
+    if part.size == (size, size):
+        return part
+    square = Image.new("RGB", (size, size), fill)
+    square.paste(part, corner)
+    return square

@@ -28,6 +28,7 @@ QUIET_WARNINGS = (
     "your dataloader is not resumable",  # our sampler makes it resumable
     "It is recommended to use .*sync_dist=True",  # our metrics are already reduced over all processes
     ".isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own use of torch
+    "Glyph .* missing from",  # matplotlib's, one for each letter; project/metrics.py says it once
 )
 
 
@@ -59,6 +60,18 @@ def epoch_is_over(trainer: Trainer) -> bool:
     """Whether the current epoch is past its last batch but has not ended."""
     progress = trainer.fit_loop.epoch_progress.current
     return progress.processed > progress.completed  # type: ignore[attr-defined]
+
+
+def start_epoch_again(checkpoint: dict[str, Any]) -> None:
+    """Change the content of a checkpoint that was saved after a batch so that its epoch starts from the first one.
+
+    Steps and batches that are counted over all epochs stay.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    batches = loop["epoch_loop.batch_progress"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["total"]["completed"] = batches["total"]["processed"]  # or Lightning would count the last batch as done
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # as it does for a batch
 
 
 def batches_between_validations(trainer: Trainer) -> int | float | None:

@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +35,19 @@ class ResumableData(LightningDataModule):
         num_workers: Data workers per device; by default, the cores divided by the devices, but at most 8.
     """
 
+    ORDER: ClassVar[tuple[str, ...]] = ()  # options on which the order of the samples depends, besides the seed
+    samples: dict[str, list[tuple[str, str]]]  # files and their class names by split, if there are files
+
     def __init__(self, batch_size: int, num_workers: int | None) -> None:
         super().__init__()
         self.batch_size = batch_size  # the name that Lightning's batch-size finder looks for
         self.num_workers = num_workers
-        self.resumed = {"epoch": 0, "batches_done": 0, "images_a_step": 0}
+        self.resumed: dict[str, Any] = {"epoch": 0, "batches_done": 0, "images_a_step": 0}
+
+    @property
+    def fingerprints(self) -> dict[str, Tensor]:
+        """By split, a number for each of its `samples`, int64 `(N,)`, by which a resumed run notices other ones."""
+        return {}
 
     @property
     def rank_and_seed(self) -> RankAndSeed:
@@ -121,17 +129,19 @@ class ResumableData(LightningDataModule):
         indices, _ = self.trainer.train_dataloader.sampler.indices_of_rank(self.trainer.current_epoch)
         return indices[batch_idx * self.batch_size :][: self.batch_size].tolist()
 
-    def state_dict(self) -> dict[str, int]:
-        """Training progress, for the checkpoint: the completed epochs, and the completed batches of the current one."""
+    def state_dict(self) -> dict[str, Any]:
+        """Training progress, for the checkpoint: the completed epochs, the completed batches of the current one, and
+        the fingerprints of the samples."""
         if self.trainer is None:
             return self.resumed
         epoch, done = self.trainer.current_epoch, batches_done(self.trainer)
         if epoch_is_over(self.trainer) or self.trainer.is_last_batch:
             epoch, done = epoch + 1, 0
-        # The last name is kept from the first checkpoints; it means `global_batch_size`.
-        return {"epoch": epoch, "batches_done": done, "images_a_step": self.global_batch_size}
+        # The third name is kept from the first checkpoints; it means `global_batch_size`.
+        progress = {"epoch": epoch, "batches_done": done, "images_a_step": self.global_batch_size}
+        return {**progress, "samples": self.fingerprints}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state for the loader, which Lightning creates before it restores its own progress."""
         self.resumed = state_dict
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
-from project import UserError
+from project import UserError, as_utf8
 from project.files import whole
 from project.tensorboard import Curves
 
@@ -54,6 +57,11 @@ def make_loggers(given: Any, folder: Path, resumed_step: int | None = None) -> l
         UserError: A logger cannot be created, for example because its package is not installed.
     """
     if given in (None, True):
+        if as_utf8(str(folder)) != str(folder):
+            raise UserError(
+                f"{folder}: TensorBoard writes to no folder whose name is not UTF-8: choose another --default_root_dir "
+                "or --name, or --logger CSVLogger"
+            )
         return [Curves(folder, resumed_step)]
     return [make_logger(spec, folder, resumed_step) for spec in specs_of(given)]
 
@@ -118,8 +126,8 @@ def place(logger: str, folder: Path) -> dict[str, Any]:
     }.get(logger, {})
 
 
-def log_figure(trainer: Trainer, name: str, figure: Figure, folder: Path | None) -> None:
-    """Log a figure to the loggers that can show it; if none can, save it in the run folder.
+def log_figure(trainer: Trainer, name: str, figure: Figure, folder: Path | None) -> np.ndarray:
+    """Draw a figure, and log it to the loggers that can show it; if none can, save it in the run folder.
 
     Only the process with global rank 0 may call this.
 
@@ -128,24 +136,34 @@ def log_figure(trainer: Trainer, name: str, figure: Figure, folder: Path | None)
         name: A name such as `val/confusion_matrix`.
         figure: The figure.
         folder: The run folder; None if there is none.
+
+    Returns:
+        The picture, uint8 `(H, W, 3)`, for `save_png`: to draw it takes half a second.
     """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     step = max(0, trainer.global_step - 1)  # the step that Lightning gives to the metrics of the same moment
-    shown = [show_figure(logger, name, figure, step) for logger in trainer.loggers]
+    shown = [show_picture(logger, name, picture, step) for logger in trainer.loggers]
     if not any(shown) and folder is not None:
-        with whole(folder / "pictures" / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}.png") as file:
-            figure.savefig(file, format="png")
+        save_png(folder / "pictures" / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}.png", picture)
+    return picture
 
 
-def show_figure(logger: Logger, name: str, figure: Figure, step: int) -> bool:
-    """Log a figure to one logger. Returns whether that logger can show figures."""
+def save_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, uint8 `(H, W, 3)`, to a PNG file; its folder is created. Raises `OSError`."""
+    with whole(path) as file:
+        Image.fromarray(picture).save(file, format="png", compress_level=1)  # in 0.2 s, not 0.5 s, and 7 % larger
+
+
+def show_picture(logger: Logger, name: str, picture: np.ndarray, step: int) -> bool:
+    """Log a picture, uint8 `(H, W, 3)`, to one logger. Returns whether that logger can show pictures."""
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_figure(name, figure, step)
+        logger.experiment.add_image(name, picture, step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
-        import wandb
-
-        logger.log_image(name, [wandb.Image(figure)], step=step)
+        logger.log_image(name, [picture], step=step)
     elif isinstance(logger, MLFlowLogger):
-        logger.experiment.log_figure(logger.run_id, figure, f"{name}/{step:06d}.png")
+        logger.experiment.log_image(logger.run_id, picture, f"{name}/{step:06d}.png")
     else:
         return False
     return True
@@ -159,6 +177,7 @@ def log_results(trainer: Trainer, hyperparameters: dict[str, Any], metrics: dict
         hyperparameters: The options by name; those in nested dictionaries come after all others.
         metrics: Metrics of the best checkpoint, by name.
     """
+    hyperparameters = as_utf8(hyperparameters)  # the name of the data's folder may be of other bytes
     for logger in trainer.loggers:
         if isinstance(logger, Curves):
             logger.log_results(hyperparameters, metrics, trainer.global_step)

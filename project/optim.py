@@ -91,4 +91,5 @@ def lr_factor(step: int, name: Schedule, warmup_ratio: float, total_steps: float
         return (step + 1) / (warmup + 1)
     if name == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total_steps - warmup)))
+    done = min(1.0, (step - warmup) / max(1.0, total_steps - warmup))  # more steps are done if an epoch starts again
+    return 0.5 * (1 + math.cos(math.pi * done))

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 
 from project import INFINITY, UserError, check_ranges
 from project.cli import Parser
+from project.listing import expanded
 from project.loggers import check_loggers
 
 log = logging.getLogger(__name__)
@@ -122,8 +123,8 @@ def json_config(parser: Parser, options: Namespace) -> dict[str, Any]:
     """The resolved options as JSON types, with paths that are valid from any working directory."""
     config = yaml.safe_load(parser.dump(options, skip_validation=True))
     for group, name in (("data", "root"), ("model", "weights")):
-        if os.path.exists(config[group][name]):
-            config[group][name] = os.path.abspath(config[group][name])
+        if os.path.exists(path := expanded(config[group][name])):
+            config[group][name] = os.path.abspath(path)
     return {name: value for name, value in config.items() if name not in ("config", "ckpt_path", "find")}
 
 

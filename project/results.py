@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from project import UserError
 from project.checkpoint import Checkpoint
+from project.listing import expanded
 
 RESULTS = ("metrics.json", "confusion_matrix.png", "predictions.csv", "mistakes.png")
 
@@ -35,7 +36,7 @@ def trained_run(folder: Path | None, metrics: dict[str, Any]) -> Trained:
     if folder is None or not folder.is_dir():
         return Trained(None, None, metrics)
     if not metrics and (folder / "metrics.json").is_file():
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8", errors="replace"))
     best = folder / "checkpoints/best.ckpt"
     return Trained(folder, best if best.is_file() else None, metrics)
 
@@ -47,6 +48,11 @@ def evaluations_folder(checkpoint: str) -> Path:
     return (folder.parent if in_run else folder) / "evaluations"
 
 
+def is_same(root: str, trained_on: Any) -> bool:
+    """Whether the data is that of the training. Arguments as for `evaluation_name`."""
+    return os.path.realpath(root) == os.path.realpath(expanded(str(trained_on)))
+
+
 def evaluation_name(root: str, trained_on: Any, split: str) -> str:
     """What the folder of an evaluation is called: after its split and, if it is not the training data, its data.
 
@@ -55,7 +61,7 @@ def evaluation_name(root: str, trained_on: Any, split: str) -> str:
         trained_on: The training data, as the checkpoint names it.
         split: The split.
     """
-    if os.path.realpath(root) == os.path.realpath(str(trained_on)):
+    if is_same(root, trained_on):
         return split
     return f"{os.path.basename(os.path.abspath(root)).removesuffix('.csv') or 'data'}-{split}"
 

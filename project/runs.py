@@ -21,7 +21,18 @@ from project.files import check_writable, create_first, lock, numbered
 from project.loading import ResumableData
 from project.loggers import make_loggers, with_save_dir
 from project.options import check_options, json_config, make_parser
-from project.resume import check_batch_size, check_resumable, find_resumed, has_finished, run_of
+from project.resume import (
+    OBJECTS,
+    check_order,
+    check_resumable,
+    check_samples,
+    find_resumed,
+    flat,
+    has_finished,
+    other_options,
+    run_of,
+    trained_with,
+)
 from project.safety import Stopped, user_errors
 from project.trainer import choose_precision
 
@@ -37,6 +48,7 @@ class Run:
         config: The same as JSON types, as stored in `config.yaml` and in every checkpoint.
         trainer: Those that are arguments of `make_trainer`.
         resumed: The checkpoint to resume from, if any.
+        changed: The options that differ from those of that checkpoint, each with its value there.
         folder: The run folder, set by `begin`; None with `--fast_dev_run`.
         locked: The lock that keeps other processes from writing to the folder, if any.
     """
@@ -45,6 +57,7 @@ class Run:
     config: dict[str, Any]
     trainer: dict[str, Any]
     resumed: Checkpoint | None
+    changed: dict[str, str]
     folder: Path | None = None
     locked: IO[bytes] | None = None
 
@@ -119,7 +132,7 @@ def start(
     sample: list[str],
     argv: list[str] | None = None,
 ) -> Run:
-    """Read and check all options, read the checkpoint to resume from, and seed everything.
+    """Read and check all options, by default those of the checkpoint to resume from, and seed everything.
 
     Args:
         description: What the script does, for `--help`.
@@ -137,13 +150,11 @@ def start(
     argv = with_save_dir(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(argv)
     resumed = find_resumed(options)
-    if options.data.root is None:
-        base = sample
-        if resumed is not None:
-            if options.ckpt_path not in ("best", "last", "auto"):
-                raise UserError(f"--ckpt_path {resumed.path}: name its data with --data.root, or its run's --config")
-            base = [f"--config={Path(resumed.path).parents[1] / 'config.yaml'}"]
-        options = parser.parse_args([*base, *argv])
+    if resumed is not None:
+        named = {*re.findall(r"--(\w+)", " ".join(argv)), *(n for n in OBJECTS if options[n] != parser.get_default(n))}
+        options = parser.parse_args([f"--config={trained_with(resumed, named)}", *argv])
+    elif options.data.root is None:
+        options = parser.parse_args([*sample, *argv])
     check_options(options, data_class, model_class)
     if resumed is not None:
         check_resumable(resumed, options, model_class)
@@ -154,7 +165,8 @@ def start(
     given["logger"] = False if options.logger in (False, []) else None  # `Run.begin` creates them
     given |= {"resumed": resumed, "mode": model_class.monitors()[options.monitor]}  # type: ignore[attr-defined]
     given |= {name: options[name] for name in ("save_every_minutes", "save_every_steps")}
-    return Run(options, json_config(parser, options), given, resumed)
+    config = json_config(parser, options)
+    return Run(options, config, given, resumed, {} if resumed is None else other_options(resumed, config))
 
 
 def new_folder(root: Path, name: str | None) -> Path:
@@ -198,10 +210,15 @@ def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run)
     log.info(data.describe())  # type: ignore[attr-defined]
     if run.resumed is not None:
         check_classes(run.resumed, data.class_names)  # type: ignore[attr-defined]
-        if has_finished(run.resumed, data, run.options, trainer):
+        check_samples(run.resumed, data, run.options)
+        if has_finished(run.resumed, data, run.options, trainer, run.changed):
             log.info(f"{run.resumed.path} has finished its epochs")
             return False
-        check_batch_size(run.resumed, data, trainer)
+        check_order(run.resumed, data, trainer, run.changed)
+        if run.changed:
+            now = flat(run.config)
+            texts = [f"--{name} {now[name]} (before: {value})" for name, value in run.changed.items()]
+            log.warning(f"Options changed since {run.resumed.path}: {', '.join(texts)}")
         load_state(model, run.resumed)  # earlier than Lightning, as callbacks may need the backbone
     path = run.resumed and run.resumed.path
     log.info(f"Resuming {path}" if path else model.describe())  # type: ignore[operator]

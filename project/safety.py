@@ -4,6 +4,7 @@ import errno
 import logging
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -18,10 +19,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from project import UserError, first_few
-from project.callbacks import is_logging_step, run_folder
+from project.callbacks import is_logging_step, run_folder, write_logs
 from project.checkpoint import NotSaved
+from project.cli import stopping_signals
 from project.files import write_text
-from project.lightning_internals import batches_between_validations, batches_done_in_all, forget_children
+from project.lightning_internals import (
+    batches_between_validations,
+    batches_done_in_all,
+    epoch_is_over,
+    forget_children,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +55,8 @@ class LastCheckpoint(ModelCheckpoint):
     it. Within an epoch it is saved only where training can be resumed exactly: after an optimizer step, unless a
     validation follows, which Lightning would skip in the resumed run.
 
-    On SIGTERM, Ctrl-C or when time is up, training continues to the next such step (with several processes, up to
-    `AGREE_EVERY` of them), saves, and raises `Stopped`; a second Ctrl-C ends it at once.
+    On SIGTERM, SIGHUP, Ctrl-C or when time is up, training continues to the next such step (with several processes, up
+    to `AGREE_EVERY` of them), saves, and raises `Stopped`; a second Ctrl-C ends it at once.
 
     Args:
         every_minutes: Minutes between saves within an epoch.
@@ -80,7 +87,7 @@ class LastCheckpoint(ModelCheckpoint):
                 signal.signal(signum, self.handlers[signum])
                 signal.raise_signal(signum)
             self.status = 128 + signum
-            if signum == signal.SIGTERM and trainer.strategy.launcher is not None:  # others may not have got it
+            if signum != signal.SIGINT and trainer.strategy.launcher is not None:  # others may not have got it
                 trainer.strategy.launcher.kill(signum)
             if trainer.is_global_zero and signum == signal.SIGINT:
                 os.write(2, b"\nStopping after this step or validation; Ctrl-C again: at once\n")  # safe in a handler
@@ -90,16 +97,24 @@ class LastCheckpoint(ModelCheckpoint):
         self.saved_step = trainer.global_step
         self.norm_counts = [b for name, b in pl_module.named_buffers() if name.endswith("num_batches_tracked")]
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+            self.handlers = {s: signal.signal(s, stop) for s in stopping_signals()}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._give_signals_back()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["stopped_early"] = trainer.should_stop  # Lightning itself does not save it
+        if not (trainer.is_last_batch or epoch_is_over(trainer)):
+            checkpoint["epoch_sums"] = {
+                name: {k: trainer.strategy.reduce(v.clone(), reduce_op="sum") for k, v in metric.metric_state.items()}
+                for name, metric in getattr(pl_module, "train_metrics", {}).items()  # whose states are sums
+            }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.stopped_early = checkpoint.get("stopped_early", False)
+        for name, sums in checkpoint.get("epoch_sums", {}).items() if trainer.is_global_zero else ():
+            metric = pl_module.train_metrics[name]  # type: ignore[index]
+            vars(metric).update({k: v.to(metric.device) for k, v in sums.items()})
 
     def _give_signals_back(self) -> None:
         for signum, handler in self.handlers.items():
@@ -112,6 +127,10 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self.resumable = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.saved_step == trainer.global_step:  # Lightning has logged the figures of that step after the save
+            write_logs(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -160,6 +179,7 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert self.dirpath is not None
+        write_logs(trainer)  # a resumed run logs nothing before this again
         trainer.save_checkpoint(os.path.join(self.dirpath, "last.ckpt"))
         self.saved_at = time.monotonic()
         self.saved_step = trainer.global_step
@@ -293,5 +313,12 @@ def explanation(error: BaseException, batch_size: int, accumulate: int | None, o
     if isinstance(error, ConnectionResetError | EOFError):
         return f"a data worker died: {fewer}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-        return f"{error.filename or 'the results'}: {error.strerror}{resume}"
+        if error.filename is None and error.errno == errno.ENOSPC and is_full("/dev/shm"):
+            return f"out of shared memory (/dev/shm): enlarge it, or {fewer}"
+        return f"{os.fsdecode(error.filename or 'the results')}: {error.strerror}{resume}"
     return None
+
+
+def is_full(folder: str) -> bool:
+    """Whether a file system, if there is one, has less than a megabyte left."""
+    return os.path.isdir(folder) and shutil.disk_usage(folder).free < 1_000_000

@@ -1,75 +1,132 @@
 """List the images of folders and manifests with their classes, and split them."""
 
-import csv
+import difflib
 import logging
 import os
+import re
 import shlex
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from hashlib import sha256
-from pathlib import Path
+from collections import Counter
+from contextlib import suppress
 
 from project import UserError, first_few, natural_sort, quoted, shortest
-from project.images import EXTENSIONS, is_junk, list_images, passed_over
+from project.listing import (
+    EXTENSIONS,
+    class_folders,
+    count_images,
+    expanded,
+    has_images,
+    list_images,
+    passed_over,
+    subfolders,
+)
+from project.manifests import look, one_form, read_manifest
+from project.splits import ORDER, SPLIT_NAMES, Samples, split_of
 
 log = logging.getLogger(__name__)
 
 FEW = 2  # images of a class, from which little can be said
-Samples = list[tuple[str, str]]  # (path, class name)
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MOST = 0.8  # share of a class, from which on top-1 says little about the others
 LAYOUTS = (
     "it should contain train/<class>/*.jpg, optionally with val and test beside train, or <class>/*.jpg, "
     "or be a CSV file with the columns path,label and optionally split"
 )
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+MASKS = re.compile("mask|annotation|segmentation|ground.?truth", re.IGNORECASE)
+SHEETS = (".xlsx", ".xls", ".ods", ".parquet", ".json", ".jsonl")
 
 
-def find_samples(root: str) -> dict[str, Samples]:
-    """List the samples of a folder or a manifest.
+def find_samples(
+    root: str, path_column: str | None = None, label_column: str | None = None
+) -> tuple[dict[str, Samples], dict[str, str]]:
+    """List the samples of a folder or a manifest. Arguments as for `read_manifest`.
 
     Returns:
-        Samples by split: `train`, `val`, `test`; or all of them under `all` if there are no splits.
+        Samples by split: `train`, `val`, `test`; or all of them under `all` if there are no splits. And groups by path,
+        of a manifest that has them.
 
     Raises:
         UserError: There is nothing usable.
     """
-    if os.path.isfile(root):
-        return read_manifest(root)
-    if not os.path.isdir(root):
+    root = expanded(root)
+    groups: dict[str, str] = {}
+    if os.path.isdir(root):
+        found = read_splits(root) or {"all": read_class_folders(root)}
+        labels = {label: shortest(path) for listed in found.values() for path, label in reversed(listed)}
+        if all(map(split_of, labels)):
+            raise UserError(f"{root}: only {quoted(labels)} hold images, which are named like splits; {LAYOUTS}")
+        names = one_form(labels, root, strict=False)
+        found = {split: [(path, names[label]) for path, label in listed] for split, listed in found.items()}
+    elif not os.path.exists(root):
         raise UserError(f"--data.root {root}: no such folder or file")
-    folders = {name: os.path.join(root, name) for name in subfolders(root)}
-    only_splits = bool(folders) and folders.keys() <= SPLIT_NAMES.keys()
-    if only_splits and "train" not in folders:
+    elif root.lower().endswith(ARCHIVES):
+        raise UserError(f"--data.root {root}: an archive: unpack it, and name the folder")
+    elif root.lower().endswith(SHEETS):
+        raise UserError(f"--data.root {root}: not a CSV file: save it as CSV, with the columns path,label")
+    elif root.lower().endswith(EXTENSIONS):
+        raise UserError(f"--data.root {root}: an image; {nearest_layout(os.path.dirname(os.path.abspath(root)))}")
+    elif not os.path.isfile(root):
+        raise UserError(f"--data.root {root}: neither a folder nor a file")
+    else:
+        found, groups = read_manifest(root, path_column, label_column)
+    say_what_is_twice(found)
+    return found, groups
+
+
+def read_splits(root: str) -> dict[str, Samples]:
+    """List `root/train|val|test/<class>/*`, where the splits may be called `Training`, `test_images` and the like.
+
+    A class may be called "train" (in a data set of vehicles): a split contains folders, a class contains images.
+
+    Returns:
+        Samples by split; none if there are no splits.
+
+    Raises:
+        UserError: It is not clear what the folders are.
+    """
+    names = subfolders(root)
+    kin = {name: split for name in names if (split := split_of(name))}
+    others = [name for name in names if name not in kin]
+    like_splits = [name for name in kin if subfolders(p := os.path.join(root, name)) and not has_images(p)]
+    if others and not like_splits:
+        for name in kin:
+            log.warning(f"{root}: {name!r} is taken as a class, not as a split, since images lie right in it")
+        return {}
+    if not kin:
+        return {}
+    if others and "train" not in (kin[name] for name in like_splits):
         raise UserError(
-            f"{root} has {quoted(folders)} but no train folder (to use one of them: --data.root {root}/{min(folders)})"
+            f"{root}: {quoted(like_splits)} holds folders, as a split does, but {quoted(others)} are no splits: move "
+            "them into a folder train, or rename it if it is a class"
         )
-    # A class may be called "train" (in a data set of vehicles): a split contains folders, a class contains images.
-    if only_splits or ("train" in folders and subfolders(folders["train"]) and not has_images(folders["train"])):
-        found: dict[str, Samples] = {}
-        for name, folder in folders.items():
-            if name not in SPLIT_NAMES:
-                log.warning(f"{folder} is not a split (train, val, test): left out")
-            elif SPLIT_NAMES[name] in found:
-                raise UserError(f"{root}: {name} is a second {SPLIT_NAMES[name]} split; rename or remove one")
-            else:
-                found[SPLIT_NAMES[name]] = read_class_folders(folder)
-        say_what_is_loose(root)
-        return found
-    return {"all": read_class_folders(root)}
+    found: dict[str, Samples] = {}
+    for name in others:
+        log.warning(f"{os.path.join(root, name)} is not a split (train, val, test): left out")
+    for name, split in kin.items():
+        if split in found:
+            raise UserError(f"{root}: {name} is a second {split} split; rename or remove one")
+        if name not in SPLIT_NAMES:
+            log.warning(f"{root}: {name} is taken as the {split} split")
+        found[split] = read_class_folders(os.path.join(root, name))
+    say_what_is_loose(root)
+    return {split: found[split] for split in ORDER if split in found}
 
 
 def read_class_folders(folder: str) -> Samples:
     """List `folder/<class>/**/*` without hidden and junk folders, and log what is passed over.
 
     Raises:
-        UserError: There are no images.
+        UserError: There are no images, or the classes hold splits.
     """
     samples: Samples = []
     others: Counter[str] = Counter()
+    inner: Counter[str] = Counter()  # in how many classes there is a subfolder of this name
     empty = []
     for name in subfolders(folder):
-        paths, ignored = list_images(os.path.join(folder, name))
+        above = os.path.join(folder, name, "")
+        paths, ignored = list_images(above.rstrip(os.sep))
         samples += [(path, name) for path in paths]
         others += ignored
+        inner.update({below[0] for path in paths if len(below := path.removeprefix(above).split(os.sep, 1)) > 1})
         if not paths:
             empty.append(name)
     if not samples:
@@ -80,6 +137,7 @@ def read_class_folders(folder: str) -> Samples:
     if others:
         log.warning(f"{folder}: {passed_over(others)}")
     say_what_is_loose(folder)
+    say_what_is_inside(folder, inner, sum(bool(MASKS.search(os.path.basename(path))) for path, _ in samples))
     return samples
 
 
@@ -89,133 +147,78 @@ def say_what_is_loose(folder: str) -> None:
         log.warning(f"{folder}: images in no class folder, left out: {count}")
 
 
+def say_what_is_inside(folder: str, inner: Counter[str], num_masks: int) -> None:
+    """Log which subfolders several classes have, and how many images are called masks, as all are taken as images.
+
+    Raises:
+        UserError: They are splits.
+    """
+    common = [name for name, count in inner.items() if count > 1 or MASKS.search(name)]
+    if len({split for name in common if (split := split_of(name))}) > 1:
+        raise UserError(
+            f"{folder}: splits in class folders ({quoted(common)}): it must be train/<class>, not <class>/train"
+        )
+    if common:
+        log.warning(f"{folder}: the images in these subfolders of the classes are taken, too: {quoted(common)}")
+    if num_masks:
+        log.warning(
+            f"{folder}: {num_masks} images are called masks or the like, and are taken as images of their class"
+        )
+
+
+def say_what_is_twice(samples: dict[str, Samples]) -> None:
+    """Log which files are listed more than once, through links: training may see images of the test split."""
+    first: dict[tuple[int, int], str] = {}
+    twice = []
+    for path in (path for listed in samples.values() for path, _ in listed):
+        with suppress(OSError):
+            info = os.stat(path)
+            if (other := first.setdefault((info.st_dev, info.st_ino), path)) != path:
+                twice.append(f"{path} and {other}")
+    if twice:
+        log.warning(
+            f"{len(twice)} images are listed twice, through links; if in two splits, the test has been seen "
+            f"in training: {first_few(twice, 3)}"
+        )
+
+
+def say_what_is_lost(listed: dict[str, Samples], left: dict[str, Samples]) -> None:
+    """Log of which classes no image can be used.
+
+    Args:
+        listed: All samples by split.
+        left: Those that can be used.
+    """
+    for split, samples in listed.items():
+        if lost := {label for _, label in samples} - {label for _, label in left[split]}:
+            of_split = "" if split == "all" else f" of the {split} split"
+            log.warning(f"all images of {quoted(lost)}{of_split} are broken: nothing is left of the class there")
+
+
 def nearest_layout(folder: str) -> str:
     """How to name the class folders that were probably meant, or else all the layouts that there are."""
     inner = folder
-    while len(names := subfolders(inner)) == 1:
+    while names := subfolders(inner):
+        if len(holding := [name for name in names if is_layout(os.path.join(inner, name))]) == 1:
+            path = shlex.quote(shortest(os.path.join(inner, holding[0])))
+            return f"{holding[0]} holds folders of images: try --data.root {path}"
+        if len(names) > 1:
+            break
         inner = os.path.join(inner, names[0])
-        if len(class_folders(inner)) > 1 or "train" in subfolders(inner):
-            return f"{names[0]} holds folders of images: try --data.root {shlex.quote(shortest(inner))}"
     if not (count := count_images(folder)):
         return LAYOUTS
     loose = f"images lie right in it ({count})"
     above = os.path.dirname(os.path.abspath(folder))
-    if len(class_folders(above)) < 2:
+    if len(class_folders(above)) < 2 or split_of(os.path.basename(folder)):
         return f"{loose}: put them in a folder for each class"
-    if os.path.basename(above) in SPLIT_NAMES and "train" in subfolders(os.path.dirname(above)):
+    if split_of(os.path.basename(above)) and "train" in map(split_of, subfolders(os.path.dirname(above))):
         above = os.path.dirname(above)
     return f"{loose}: if it is itself a class, try --data.root {shlex.quote(shortest(above))}"
 
 
-def read_manifest(path: str) -> dict[str, Samples]:
-    """List a CSV file with the columns `path` (relative to the file), `label` and optionally `split`.
-
-    Returns:
-        Samples by split, or all of them under `all` if there is no `split` column.
-
-    Raises:
-        UserError: The file cannot be read, or a row cannot be used; the message names the line.
-    """
-    base = os.path.dirname(os.path.abspath(path))
-    found: dict[str, Samples] = defaultdict(list)
-    missing = []
-    lines: dict[str, int] = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if absent := [name for name in ("path", "label") if name not in columns]:
-                raise UserError(f"{path}: no column {quoted(absent)}; its first line names {quoted(columns)}")
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                image, label, split = row["path"], row["label"], row.get("split") or ""
-                if not image or not label:
-                    raise UserError(f"{where}: {'path' if not image else 'label'} is empty")
-                if "split" in columns and split not in SPLIT_NAMES:
-                    raise UserError(f"{where}: split is {split!r}; it must be train, val or test")
-                if not os.path.isabs(image) and os.path.normpath(image).split(os.sep)[0] == os.pardir:
-                    raise UserError(
-                        f"{where}: {image} leads out of the manifest's folder; move the manifest up, or use an "
-                        "absolute path"
-                    )
-                image = os.path.normpath(os.path.join(base, image))
-                if image in lines:  # in one split it would count twice; in two, training would see test images
-                    raise UserError(f"{where}: {row['path']} stands in line {lines[image]}, too")
-                lines[image] = reader.line_num
-                if not os.path.isfile(image):
-                    missing.append(f"{image} (line {reader.line_num})")
-                found[SPLIT_NAMES.get(split, "all")].append((image, label))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); {LAYOUTS}") from error
-    if missing:
-        raise UserError(f"{path}: {len(missing)} of its files do not exist: {first_few(missing)}")
-    if not found:
-        raise UserError(f"{path}: no rows below its first line")
-    return dict(found)
-
-
-def complete_splits(
-    samples: dict[str, Samples], val_fraction: float, test_fraction: float, seed: int
-) -> dict[str, Samples]:
-    """Draw missing splits, class by class, and drop empty ones; `what_is_drawn` tells the user.
-
-    Args:
-        samples: Samples by split, as returned by `find_samples`.
-        val_fraction: Fraction of each class for validation, from 0 to 1.
-        test_fraction: Fraction of each class for testing, from 0 to 1; used only if there are no splits.
-        seed: Seed of the draw.
-
-    Raises:
-        UserError: There are too few images for a validation split.
-    """
-    if "all" in samples:
-        rest, test = stratified_split(samples["all"], test_fraction, seed)
-        train, val = stratified_split(rest, val_fraction / (1 - test_fraction), seed)
-        samples = {"train": train, "val": val, "test": test}
-    elif "train" in samples and not samples.get("val"):
-        train, val = stratified_split(samples["train"], val_fraction, seed)
-        samples = {**samples, "train": train, "val": val}
-    if "train" in samples and not samples["val"]:
-        raise UserError(
-            f"too few images to draw a validation split from: {len(samples['train'])}, no two of the same class"
-        )
-    return {split: samples[split] for split in ("train", "val", "test") if samples.get(split)}
-
-
-def what_is_drawn(samples: dict[str, Samples], val_fraction: float, test_fraction: float) -> str:
-    """Which splits `complete_splits` draws, in words; empty if it draws none. Arguments as there."""
-    if "all" in samples:
-        return f"no splits given: drew {val_fraction:.0%} for val and {test_fraction:.0%} for test"
-    if "train" in samples and not samples.get("val"):
-        return f"no val split given: drew {val_fraction:.0%} of train for val"
-    return ""
-
-
-def stratified_split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
-    """Draw a fraction of every class, at least one image if the class has two or more.
-
-    Files are drawn in the order of a hash of seed, class and file name, so that adding a file or moving the folder
-    changes the split of hardly any other file.
-
-    Args:
-        samples: The samples to split.
-        fraction: Fraction of each class to draw, from 0 to 1.
-        seed: Seed of the draw.
-
-    Returns:
-        The remaining samples, and those drawn.
-    """
-    by_class: dict[str, list[str]] = defaultdict(list)
-    for path, label in samples:
-        by_class[label].append(path)
-    drawn: set[str] = set()
-    for label, paths in by_class.items():
-        key = {
-            path: sha256(f"{seed}/{label}/{os.path.basename(path)}".encode(errors="surrogateescape")) for path in paths
-        }
-        count = min(max(1, round(fraction * len(paths))), len(paths) - 1)
-        drawn.update(sorted(paths, key=lambda path: (key[path].digest(), path))[:count])
-    return [s for s in samples if s[0] not in drawn], [s for s in samples if s[0] in drawn]
+def is_layout(folder: str) -> bool:
+    """Whether this looks like a folder that `--data.root` can name."""
+    return len(class_folders(folder)) > 1 or "train" in map(split_of, subfolders(folder))
 
 
 def class_list(samples: dict[str, Samples], root: str) -> list[str]:
@@ -230,7 +233,11 @@ def class_list(samples: dict[str, Samples], root: str) -> list[str]:
     """
     train = {label for _, label in samples.get("train", [])}
     if not train:
-        raise UserError(f"no training images; {LAYOUTS}")
+        if os.path.isdir(root) and "train" not in map(split_of, names := subfolders(root)):
+            raise UserError(
+                f"{root} has {quoted(names)} but no train folder (to use one of them: --data.root {root}/{names[0]})"
+            )
+        raise UserError(f"no training images, only {quoted(samples)}; {LAYOUTS}")
     if len(train) == 1:
         hint = nearest_layout(root) if os.path.isdir(root) else LAYOUTS
         raise UserError(f"only one class, {quoted(train)}: a classifier needs at least two; {hint}")
@@ -245,34 +252,32 @@ def class_list(samples: dict[str, Samples], root: str) -> list[str]:
             log.warning(
                 f"the {split} split has only 1 or {FEW} images of {quoted(few)}: its figures say little about these"
             )
+        label, count = there.most_common(1)[0]
+        if (share := count / there.total()) >= MOST:
+            log.warning(
+                f"{share:.0%} of the {split} split is {label!r}, so that always saying this has a top1 of {share:.2f}: "
+                "look at macro_f1, and try --data.balance sampler --monitor val/macro_f1"
+            )
     return natural_sort(train)
 
 
-def subfolders(folder: str | Path) -> list[str]:
-    """Sorted names of the subfolders of a folder, without junk."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name))
+def with_classes(samples: dict[str, Samples], class_names: list[str]) -> dict[str, Samples]:
+    """The samples with the names that a model has for their classes, of which some may be absent.
 
+    Args:
+        samples: Samples by split.
+        class_names: The classes of the model.
 
-def has_images(folder: str) -> bool:
-    """Whether there are images in the folder itself, not only in its subfolders."""
-    return any(images_in(folder))
-
-
-def count_images(folder: str) -> int:
-    """The number of images in the folder itself, without its subfolders."""
-    return sum(1 for _ in images_in(folder))
-
-
-def images_in(folder: str) -> Iterator[str]:
-    """Names of the images in the folder itself."""
-    with os.scandir(folder) as entries:
-        yield from (e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and not is_junk(e.name))
-
-
-def class_folders(folder: str) -> list[str]:
-    """Names of the subfolders in which images lie; none if the folder cannot be read."""
-    try:
-        return [name for name in subfolders(folder) if has_images(os.path.join(folder, name))]
-    except OSError:
-        return []
+    Raises:
+        UserError: There are other classes.
+    """
+    known = {look(name): name for name in class_names}
+    known.update({name: name for name in class_names})
+    labels = {label for listed in samples.values() for _, label in listed}
+    names = {label: known.get(label) or known.get(look(label)) for label in labels}
+    if unknown := natural_sort(label for label, name in names.items() if name is None):
+        folded = {name.casefold(): name for name in class_names}
+        close = difflib.get_close_matches(unknown[0].casefold(), folded, n=1)
+        hint = f"the nearest to {unknown[0]!r} is {folded[close[0]]!r}" if close else f"it has {quoted(class_names)}"
+        raise UserError(f"the data has classes that the checkpoint does not have: {quoted(unknown)}; {hint}")
+    return {split: [(path, names[label] or "") for path, label in listed] for split, listed in samples.items()}

@@ -33,8 +33,14 @@ class Curves(TensorBoardLogger):
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         place = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
         super().__init__(**place, default_hp_metric=False, purge_step=purge_step)  # type: ignore[arg-type]
+        self.folder = str(folder)
         self.purge_step = purge_step
         self.writers: dict[str, SummaryWriter] = {}
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder; Lightning would put variables of the environment into a name such as `a$HOME`."""
+        return self.folder
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

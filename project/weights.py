@@ -11,12 +11,12 @@ from urllib.error import URLError
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from project import UserError, first_few, first_line
 from project.files import read_tensors
-from project.images import Preprocessing
+from project.preprocessing import Fit, Preprocessing
+from project.state_dicts import match_names, resnet_of, unwrap
 
 NUM_OUTPUTS = 1000  # of the last layer of every network as it is built here
 
@@ -69,6 +69,7 @@ class OfTorchvision:
             "interpolation": preset.interpolation.value,
             "mean": list(preset.mean),
             "std": list(preset.std),
+            "white": None,
         }
 
     def named(self, weights: str) -> torchvision.models.WeightsEnum | None:
@@ -88,10 +89,12 @@ class OfTorchvision:
     def pretrained(self, weights: str) -> dict[str, Tensor]:
         named = self.named(weights)
         assert named is not None
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / named.url.rpartition("/")[2]
+        if cache.exists():
+            return read_cached(cache)
         try:
             return named.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
         except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-            cache = Path(torch.hub.get_dir()) / "checkpoints" / named.url.rpartition("/")[2]
             save = f", or save {named.url} as {cache}"
             raise cannot_get(f"{named.name} weights of {self.arch}", error, save) from error
 
@@ -122,22 +125,28 @@ class OfTimm:
             hint = f"; name other weights with --model.arch: {first_few(tagged)}" if tagged else ""
             raise UserError(f"--model.weights {weights}: no such file; use a file, DEFAULT or none{hint}")
         known = self.timm.data.resolve_data_config(pretrained_cfg=self.timm.get_pretrained_cfg(self.name).to_dict())
-        size = known["input_size"][-1]  # a central crop, also for the few networks for which timm distorts images
+        size = known["input_size"][-1]
+        fit: Fit = {"squash": "squash", "border": "pad"}.get(known["crop_mode"], "crop")  # type: ignore[assignment]
         return {
             "resize_size": int(size / known["crop_pct"]),  # timm, too, rounds down
             "crop_size": size,
             "interpolation": known["interpolation"],
             "mean": list(known["mean"]),
             "std": list(known["std"]),
+            "fit": fit,
+            "white": None,
         }
 
     def pretrained(self, weights: str) -> dict[str, Tensor]:
         known = self.timm.get_pretrained_cfg(self.name)
         if not (known.hf_hub_id or known.url):
             raise UserError(f"--model.weights {weights}: timm has no weights of {self.arch}; use a file, or none")
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / str(known.url).rpartition("/")[2]
         try:
             if known.hf_hub_id:
-                state = read_tensors(hub_file(known.hf_hub_id), "weights")
+                state = read_cached(Path(hub_file(known.hf_hub_id)))
+            elif cache.is_file():
+                state = read_cached(cache)
             else:
                 state = torch.hub.load_state_dict_from_url(known.url, map_location="cpu", weights_only=True)
         except UserError:
@@ -188,6 +197,14 @@ def cannot_get(what: str, error: Exception, or_save: str = "", file: str = "") -
     )
 
 
+def read_cached(path: Path) -> dict[str, Tensor]:
+    """Read weights that were downloaded earlier. Raises `UserError` if they are damaged, with the way out."""
+    try:
+        return unwrap(read_tensors(str(path), "downloaded weights"), f"downloaded weights {path}")
+    except UserError as error:
+        raise UserError(f"{error}; delete this file, and it is downloaded again") from error
+
+
 def hub_file(repository: str) -> str:
     """The path of the weights in a repository of the Hugging Face Hub, in its cache or downloaded to it."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -212,13 +229,7 @@ def read_weights(architecture: Architecture, weights: str) -> dict[str, Tensor]:
     """
     if not is_none_or_file(weights):
         return architecture.pretrained(weights)
-    state = read_tensors(weights, "--model.weights")
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise UserError(f"--model.weights {weights}: not a state dict (tensors by name)")
-    for prefix in ("module.", "net."):  # of DistributedDataParallel, and of the network in a checkpoint of this project
-        consume_prefix_in_state_dict_if_present(state, prefix)
-    return state
+    return unwrap(read_tensors(weights, "--model.weights"), f"--model.weights {weights}")
 
 
 def load_weights(net: nn.Module, head: str, architecture: Architecture, weights: str) -> None:
@@ -233,7 +244,7 @@ def load_weights(net: nn.Module, head: str, architecture: Architecture, weights:
     Raises:
         UserError: They cannot be obtained, or belong to another network.
     """
-    state = read_weights(architecture, weights)
+    state = match_names(read_weights(architecture, weights), net.state_dict(), f"--model.weights {weights}")
     for name in list(state):
         if name.startswith(f"{head}."):
             del state[name]
@@ -254,21 +265,6 @@ def load_body(net: nn.Module, head: str, state: dict[str, Tensor]) -> str:
         missing, unexpected = net.load_state_dict(state, strict=False)
     except (RuntimeError, ValueError) as error:  # of a network that reads weights of older versions
         return str(error).split("\t")[-1]
-    missing = [name for name in missing if not name.startswith(f"{head}.")]
+    # The counters matter to no result, and weights of before 2018 lack them
+    missing = [name for name in missing if not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked")]
     return f"no tensor {missing[0]!r}" if missing else f"no place for {unexpected[0]!r}" if unexpected else ""
-
-
-def resnet_of(state: dict[str, Tensor]) -> str | None:
-    """The torchvision ResNet with this state dict, whatever its head, or None."""
-
-    def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
-        left_out = ("fc.", "num_batches_tracked")  # old weights lack the latter
-        return {name: tensor.shape for name, tensor in state.items() if not any(part in name for part in left_out)}
-
-    names = list_models(module=torchvision.models)
-    for name in (name for name in names if get_model_builder(name).__module__.endswith(".resnet")):
-        with torch.device("meta"):  # without allocating the weights
-            net = torchvision.models.get_model(name, weights=None)
-        if shapes(net.state_dict()) == shapes(state):
-            return name
-    return None

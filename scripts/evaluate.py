@@ -1,9 +1,10 @@
 """Evaluate a checkpoint: top-1, top-5, macro-F1, calibration error, and precision and recall per class.
 
     python scripts/evaluate.py --ckpt best                                    # of the newest run
-    python scripts/evaluate.py --ckpt best.ckpt --data.root DIR --split all
+    python scripts/evaluate.py --ckpt best.ckpt --data.root DIR               # other images, all of them
 
-The data is what the checkpoint was trained on, with the same splits, or given by --data.root, with the same classes.
+The data is what the checkpoint was trained on, with the same splits, or given by --data.root: images of its classes, or
+of some of them.
 Each evaluation writes to a new folder: metrics, confusion matrix, the prediction for each image, and which are wrong.
 """
 
@@ -18,15 +19,15 @@ with quick_imports():
     from jsonargparse import Namespace
 
     from project import UserError, shortest
-    from project.checkpoint import check_classes, load_model, open_checkpoint
+    from project.checkpoint import load_model, open_checkpoint
     from project.classification import evaluation
     from project.classification.data import ImageData
     from project.classification.model import ResNetClassifier
     from project.cli import Parser, log, run, set_up_messages
     from project.files import check_writable, create_first, numbered
-    from project.images import Preprocessing
+    from project.listing import expanded
     from project.options import as_argv
-    from project.results import check_unused, evaluation_name, evaluations_folder, origin
+    from project.results import check_unused, evaluation_name, evaluations_folder, is_same, origin
     from project.safety import user_errors
     from project.trainer import add_device_options, inference_trainer
 
@@ -39,10 +40,17 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--default_root_dir", type=str, default=".", help="where to look for the newest run")
     parser.add_argument(
-        "--split", default="test", type=Literal["train", "val", "test", "all"], help="`all`: every image"
+        "--split",
+        default="auto",
+        type=Literal["auto", "train", "val", "test", "all"],
+        help="`all`: every image; `auto`: test of the training data, all of other data",
     )
     parser.add_argument("--output", type=str | None, help="folder for the results (default: a new one in the run's)")
     parser.add_argument("--data.root", type=str | None, help="folder or manifest (default: the training data)")
+    for column in ("path", "label"):
+        parser.add_argument(
+            f"--data.{column}_column", type=str | None, help=f"column of a manifest that is its {column}"
+        )
     parser.add_argument("--data.batch_size", type=int | None, help="images per step (default: as in training)")
     parser.add_argument("--data.num_workers", type=int | None, help="data workers (default: one per core, at most 8)")
     parser.add_argument("--data.bad_images", type=Literal["error", "skip"] | None, help="what to do with broken files")
@@ -52,7 +60,7 @@ def make_parser() -> Parser:
 
 
 def evaluate(ckpt: str | Path = "best", root: str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """The command as a function: `evaluate("best", "new_photos", split="all")`.
+    """The command as a function: `evaluate("best", "new_photos")`.
 
     Args:
         ckpt: A path, or `best` or `last` of the newest run.
@@ -81,30 +89,29 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     check_writable(folder, "--output")
     trainer = inference_trainer(args, args.devices)
     config = checkpoint.content["config"]["data"]
-    data = load_data(args, model.hparams["preprocessing"], config)
-    check_classes(checkpoint, data.class_names)
-    data.choose_test_split(args.split)
+    data = load_data(args, model, config)
+    other = not is_same(data.root, config.get("root"))
+    data.choose_test_split(("all" if other else "test") if args.split == "auto" else args.split)
     log.info(data.describe())
-    name = evaluation_name(data.root, config.get("root"), data.test_split)
-    other = name != data.test_split  # data than in training
-    if other and data.drawn and args.split != "all":
-        log.info(f"Only the {data.test_split} split that was drawn is evaluated; every image: --split all")
+    if other and args.split == "auto":
+        log.info("Not the training data: all of it is evaluated; if it was moved here: --split test")
 
     with user_errors(data.batch_size):
         evaluations = evaluation.evaluate(trainer, model, data, [data.test_split])
         if not args.output and trainer.is_global_zero:
+            name = evaluation_name(data.root, config.get("root"), data.test_split)
             folder = create_first(folder / part for part in numbered(name))
         metrics = evaluation.save(trainer, evaluations, data, folder, origin(checkpoint, data.root))
     log.info(f"Written:     {shortest(folder)}")
     return metrics
 
 
-def load_data(args: Namespace, preprocessing: Preprocessing, config: dict[str, Any]) -> ImageData:
+def load_data(args: Namespace, model: ResNetClassifier, config: dict[str, Any]) -> ImageData:
     """The data as in training, including its splits, except for the options given here.
 
     Args:
         args: The options of this script.
-        preprocessing: That of the checkpoint.
+        model: Its classes are those of the data, and its preprocessing is used.
         config: The options of the data in training.
 
     Raises:
@@ -112,14 +119,15 @@ def load_data(args: Namespace, preprocessing: Preprocessing, config: dict[str, A
     """
     given = {name: value for name, value in vars(args.data).items() if value is not None}
     kept = {name: value for name, value in config.items() if name not in ImageData.REMOVED}
+    preprocessing = model.hparams["preprocessing"]
     options = {**kept, "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
-    if "root" not in given and not os.path.exists(str(options.get("root"))):
+    if "root" not in given and not os.path.exists(expanded(str(options.get("root")))):
         raise UserError(
             f"{options.get('root')}: no such folder or file: the checkpoint was trained on it; name where it is now "
-            "with --data.root"
+            "with --data.root, and --split test"
         )
     try:
-        return ImageData(preprocessing, **options)
+        return ImageData(preprocessing, class_names=model.class_names, **options)
     except TypeError as error:
         raise UserError(f"checkpoint {args.ckpt} was written by another version of this project ({error})") from error
 

@@ -16,14 +16,15 @@ with quick_imports():
     import torch
     from torch.utils.data import DataLoader
 
-    from project import INFINITY, UserError, check_ranges, first_few
+    from project import INFINITY, UserError, check_ranges, first_few, printable
     from project.checkpoint import load_model, open_checkpoint
     from project.classification.datasets import FileDataset
     from project.classification.model import ResNetClassifier
     from project.cli import Parser, log, run
     from project.files import write_csv
-    from project.images import list_images, passed_over
+    from project.listing import check_regular, expanded, list_images, passed_over
     from project.loading import default_workers
+    from project.metrics import check_finite, most_probable
     from project.safety import user_errors
     from project.trainer import add_device_options, inference_trainer
 
@@ -67,8 +68,9 @@ def main(argv: list[str] | None = None) -> None:
         batches = inference_trainer(args).predict(model, loader) or []
     probabilities = torch.cat([batch[0] for batch in batches])
     errors = [error for batch in batches for error in batch[1]]
-    values, indices = probabilities.topk(min(args.top_k, len(model.class_names)))
-    names = [[model.class_names[i] for i in row] for row in indices.tolist()]
+    check_finite(probabilities)
+    values, classes = most_probable(probabilities, args.top_k)
+    names = [[model.class_names[i] for i in row] for row in classes.tolist()]
     if args.output:
         with user_errors(args.batch_size, options="--"):
             write_csv(args.output, table(paths, names, values.tolist(), errors))
@@ -87,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
 def find_images(given: list[str]) -> list[str]:
     """The given files and the images in the given folders, logging what is passed over. Raises `UserError`."""
     paths = []
-    for path in given:
+    for path in map(expanded, given):
+        check_regular(path)
         images, others = list_images(path) if os.path.isdir(path) else ([path], Counter())
         paths += images
         if others:
@@ -125,8 +128,7 @@ def write_lines(
     """Write one line per image: its path, then its classes with their probabilities, or why it could not be read."""
     for path, labels, shares, error in zip(paths, names, values, errors, strict=True):
         found = ", ".join(f"{name} {p:.1%}" for name, p in zip(labels, shares, strict=True))
-        name = os.fsencode(path).decode(errors="replace")
-        print(f"{name}: {f'not read: {error}' if error else found}", file=file)
+        print(printable(f"{path}: {f'not read: {error}' if error else found}"), file=file)
 
 
 def cli() -> None:

@@ -116,7 +116,8 @@ def evaluate_best(
     if summary:
         of_test = evaluations[-1].summary
         figures = {f"{data.test_split}/{name}": value for name, value in of_test.items() if isinstance(value, float)}
-        log_results(trainer, hparams(this, data), figures)
+        with user_errors(data.batch_size, trainer.accumulate_grad_batches):
+            log_results(trainer, hparams(this, data), figures)
     log.info(f"Run folder:  {shortest(this.folder)} ({size_of(this.folder)})")
     if isinstance(trainer.logger, TensorBoardLogger):
         log.info(f"TensorBoard: tensorboard --logdir {shlex.quote(shortest(this.folder.parent))}")

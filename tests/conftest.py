@@ -59,7 +59,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
     """Restore the handlers and collect garbage, which `run` does not do, since its process ends with it."""
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     gc.unfreeze()
     for signum, handler in handlers.items():

@@ -1,6 +1,7 @@
 """Small real images, options for a run that takes seconds, and shortcuts to the output of a run."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,9 @@ PREPROCESSING = {
 }
 
 
-def make_data(root: Path, **options) -> ImageData:
+def make_data(root: Path, preprocessing=PREPROCESSING, **options) -> ImageData:
     """A small data module without worker processes."""
-    return ImageData(PREPROCESSING, root=str(root), **{"image_size": 32, "num_workers": 0, "batch_size": 4, **options})
+    return ImageData(preprocessing, root=str(root), **{"image_size": 32, "num_workers": 0, "batch_size": 4, **options})
 
 
 class Exploding:
@@ -89,6 +90,14 @@ def bad_checkpoints(good: Path, folder: Path) -> dict[str, Path]:
     hyper_parameters = {**checkpoint["hyper_parameters"], "preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     torch.save({**checkpoint, "hyper_parameters": hyper_parameters}, folder / "no-sizes.ckpt")
     return {path.stem: path for path in folder.glob("*.ckpt")}
+
+
+def forged(run: Path, path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of a run's best checkpoint whose state dict has been changed."""
+    content = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    change(content["state_dict"])
+    torch.save(content, path)
+    return path
 
 
 def make(num_classes=3, **options):

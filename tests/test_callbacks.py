@@ -51,12 +51,20 @@ def test_the_progress_bar_reads_metrics_only_in_logging_steps(split, capsys):
             seen.append((trainer.global_step, is_logging_step(trainer)))
 
     bar = ProgressBar()
+    bar.enable()  # here, stderr is no terminal
     trainer = quiet_trainer(bar, Watch(), log_every_n_steps=2)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer.fit(make(), datamodule=make_data(split))
     assert seen == [(1, False), (2, True), (3, False), (4, True), (5, False)]
     assert {"train/loss_step", "val/top1"} <= bar.shown.keys() and "v_num" not in bar.shown
     assert "Epoch" in capsys.readouterr().err
+
+
+def test_the_progress_bar_leaves_no_line_in_a_file(monkeypatch, split, capsys):
+    quiet_trainer(ProgressBar(), limit_train_batches=1).fit(make(), datamodule=make_data(split))
+    assert "Epoch" not in capsys.readouterr().err
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert ProgressBar().is_enabled
 
 
 def test_one_line_an_epoch_with_or_without_a_progress_bar(split, caplog):

@@ -5,11 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 import train
-from helpers import (
-    FAST,
-)
+from helpers import FAST, PREPROCESSING, make
 
-from project.checkpoint import DurableCheckpointIO, drop_previous, open_checkpoint
+from project import UserError
+from project.checkpoint import (
+    DurableCheckpointIO,
+    drop_previous,
+    load_checkpoint,
+    load_model,
+    newest_run,
+    open_checkpoint,
+    reason_of,
+)
+from project.classification.model import ResNetClassifier
 from project.cli import run
 
 
@@ -70,3 +78,80 @@ def test_a_signal_that_interrupts_a_save_ends_with_its_status(flat, tmp_path, mo
     with pytest.raises(SystemExit) as stop:
         run(lambda: train.main([*options, "--max_epochs=2", "--ckpt_path=last"]))
     assert stop.value.code == 130 and Path(open_checkpoint("last", tmp_path).path).read_bytes() == before
+
+
+def test_the_newest_run_is_that_of_the_highest_number_and_newer_ones_without_a_checkpoint_are_named(tmp_path, caplog):
+    runs = tmp_path / "lightning_logs"
+    for seconds, name in enumerate(("version_10", "version_9", "birds_2", "birds", "my_birds"), start=1):
+        path = runs / name / "checkpoints/last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (seconds, seconds))
+    found = sorted(runs.glob("*/checkpoints/last.ckpt"))
+    assert newest_run([path for path in found if "version" in str(path)]).parents[1].name == "version_10"
+    assert newest_run([path for path in found if "/birds" in str(path)]).parents[1].name == "birds_2"
+    assert newest_run(found).parents[1].name == "my_birds" and not caplog.text
+    (runs / "version_11").mkdir()
+    assert newest_run([path for path in found if "version" in str(path)]).parents[1].name == "version_10"
+    assert "version_11: passed over" in caplog.text
+
+
+def test_the_reason_for_a_failed_save_is_the_systems_not_that_of_torchs_writer():
+    try:
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+    except RuntimeError as error:
+        assert reason_of(error) == "No space left on device"
+    assert reason_of(RuntimeError("other\nmore")) == "other"
+
+
+@pytest.fixture(scope="module")
+def content():
+    """What a checkpoint holds."""
+    model = make()
+    return {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "config": {"data": {}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        *(({"class_names": x}, "class names are not") for x in ([1, 2], "abc", None, {"a": 1}, ["a", "b", "a"])),
+        *(({"crop_size": size}, "crop_size is") for size in (0, -1, "224", None, 10**9, 1.5, True)),
+        *(({"resize_size": size}, "resize_size is") for size in (0, float("nan"))),
+        *(({"mean": mean}, "mean is") for mean in ([float("nan")] * 3, "abc", [0.5], None, [0.5, 0.5, "x"])),
+        *(({"std": std}, "std is") for std in ([0.0] * 3, [-1.0] * 3, [float("inf")] * 3, 5)),
+        ({"interpolation": "magic"}, "interpolation is 'magic'"),
+        ({"fit": [1]}, "fit is"),
+        ({"white": "x"}, "white is"),
+        *(({"preprocessing": value}, "do not fit together") for value in ([1], None, "x")),
+        *(({"arch": arch}, "do not fit together") for arch in (3, None, ["resnet18"])),
+        ({"arch": "timm/hf-hub:someone/model"}, "no network of timm"),
+        *(({option: "x"}, "do not fit together") for option in ("dropout", "lr", "label_smoothing", "class_weights")),
+        ({"unheard_of": 1}, "do not fit together"),
+    ],
+)
+def test_a_forged_value_is_one_line_that_names_the_file(tmp_path, content, values, reason):
+    values = {"preprocessing": {**PREPROCESSING, **values}} if {*values} & {*PREPROCESSING, "fit", "white"} else values
+    path = tmp_path / "forged.ckpt"
+    torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], **values}}, path)
+    with pytest.raises(UserError, match=rf"^checkpoint {path}: [^\n]*{reason}[^\n]*$"):
+        load_model(load_checkpoint(path), ResNetClassifier)
+
+
+def test_a_checkpoint_cannot_ask_for_a_network_that_downloads_its_own_backbone(tmp_path, content, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    for arch in ("fcn_resnet50", "deeplabv3_resnet50", "raft_small", "quantized_resnet18", "../resnet18"):
+        torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], "arch": arch}}, tmp_path / "a.ckpt")
+        with pytest.raises(UserError, match=f"{arch}: no classification network of torchvision"):
+            load_model(load_checkpoint(tmp_path / "a.ckpt"), ResNetClassifier)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, content, value):
+    state = {**content["state_dict"], "net.bn1.bias": torch.full((64,), value)}
+    torch.save({**content, "state_dict": state}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt: the weights 'net.bn1.bias' are not finite"):
+        load_model(load_checkpoint(tmp_path / "a.ckpt"), ResNetClassifier)

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import evaluate
 import find
@@ -16,7 +17,8 @@ from helpers import (
     ROOT,
 )
 
-from project.cli import StderrHandler
+from project import UserError
+from project.cli import StderrHandler, report_in_thread, run, set_up_messages, stopping_signals
 
 
 def test_a_second_signal_on_the_way_out_ends_at_once(tmp_path):
@@ -127,3 +129,61 @@ def test_messages_follow_stderr_which_a_progress_bar_replaces(monkeypatch):
     monkeypatch.setattr(sys, "stderr", replaced)
     handler.handle(logging.makeLogRecord({"msg": "above the bar"}))
     assert replaced.getvalue() == "above the bar\n"
+
+
+@pytest.mark.parametrize("size", [10, 100_000])  # written at the end, and earlier
+def test_output_that_nobody_reads_or_that_has_no_room_ends_without_a_traceback(monkeypatch, size):
+    reader, writer = os.pipe()
+    os.close(reader)
+    for target, status in ((writer, "141"), ("/dev/full", "error: cannot write (No space left on device)")):
+        with open(target, "w") as file, pytest.raises(SystemExit) as stop:
+            monkeypatch.setattr(sys, "stdout", file)
+            run(lambda: print("x" * size))
+        assert str(stop.value.code).endswith(status)
+
+
+def test_closed_streams_lead_nowhere(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: print("a", sys.stderr.write("b")))
+    assert stop.value.code == 0
+
+
+def test_names_in_messages_do_not_control_the_terminal(monkeypatch, fails):
+    name = "evil\x1b[2J\nerror: \u202ecaf\udce9 ü 猫"
+    safe = r"evil\x1b[2J\nerror: \u202ecaf\xe9 ü 猫"
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    set_up_messages()
+    logging.getLogger("project.samples").warning(f"no images in {name}")
+    assert sys.stderr.getvalue() == f"no images in {safe}\n"
+
+    def fail(argv):
+        raise UserError(f"no images in {name}")
+
+    assert fails(fail).endswith(safe.replace("\\nerror", " error"))
+
+
+def test_output_in_a_narrow_encoding_loses_no_run(monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", file)
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: print("猫: 90.0%"))
+    assert stop.value.code == 0 and file.buffer.getvalue() == b"\\u732b: 90.0%\n"
+
+
+def test_a_thread_that_cannot_write_a_file_is_one_line(monkeypatch, caplog, capsys):
+    def full():
+        raise OSError(28, "No space left on device", "events")
+
+    monkeypatch.setattr(threading, "excepthook", report_in_thread)
+    thread = threading.Thread(target=full)
+    thread.start()
+    thread.join()
+    assert "No space left on device: 'events'" in caplog.text and "Traceback" not in capsys.readouterr().err
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    assert signal.SIGHUP in stopping_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert stopping_signals() == [signal.SIGINT, signal.SIGTERM]

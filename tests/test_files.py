@@ -1,10 +1,14 @@
 """Files are written in full or not at all, and only one process at a time writes to a folder."""
 
+import csv
 import os
 import subprocess
 import sys
+import time
+import zipfile
 
 import pytest
+import torch
 
 from project import UserError
 from project.files import check_writable, create_first, lock, numbered, read_tensors, whole, write_csv, write_text
@@ -34,6 +38,16 @@ def test_a_csv_file_is_utf8_for_excel_too_and_keeps_any_name(tmp_path):
     write_csv(tmp_path / "link.csv", [["path", "label"], ["caf\udce9.jpg", "schön, und"]])
     assert (tmp_path / "real.csv").read_bytes() == b'\xef\xbb\xbfpath,label\r\ncaf\xe9.jpg,"sch\xc3\xb6n, und"\r\n'
     assert (tmp_path / "link.csv").is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_spreadsheet_evaluates_no_cell(tmp_path):
+    """Excel and LibreOffice take what begins like this for a formula, which may start programs."""
+    formulas = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "-"]
+    harmless = ["-1", "+1.5e3", "a=b", "cat", "", " = ", "'quoted'"]
+    write_csv(tmp_path / "a.csv", [[*formulas, *harmless], [-1.5, None, "\ud800"]])
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    assert rows == [[*(f"'{text}" for text in formulas), *harmless], ["-1.5", "", "\\ud800"]]
 
 
 def test_a_pipe_gets_the_rows_as_they_are(tmp_path):
@@ -81,3 +95,44 @@ def test_a_folder_is_locked_for_other_processes_and_free_when_this_one_is_killed
     process.wait()
     assert lock(tmp_path) is not None
     subprocess.run(["kill", "-9", str(child)], check=False)
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        read_tensors(str(path), "weights")
+    message = str(error.value)
+    assert message.startswith(f"weights {path}: ") and "\n" not in message and "weights_only" not in message
+    return message
+
+
+def test_code_is_refused_without_advice_to_run_it(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "a.pt")
+    assert "a TorchScript archive, which holds code" in refused(tmp_path / "a.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "b.pt")
+    assert "more than tensors and plain values" in refused(tmp_path / "b.pt")
+    for content in (b"", b"\0" * 100, b"\x80\x02" * 50, b"PK\x03\x04" + bytes(100)):
+        (tmp_path / "c.pt").write_bytes(content)
+        assert ("the file is empty" in refused(tmp_path / "c.pt")) == (content == b"")
+    with open(tmp_path / "sparse.pt", "wb") as file:
+        file.truncate(10**12)
+    refused(tmp_path / "sparse.pt")
+    assert "No such file" in refused(tmp_path / "none.pt")
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save({"a": torch.zeros(10_000_000)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as stored, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as bomb:
+        for name in stored.namelist():
+            bomb.writestr(name, stored.read(name))
+    assert (tmp_path / "b.pt").stat().st_size < 100_000
+    assert "it is compressed" in refused(tmp_path / "b.pt")
+
+
+def test_a_file_of_a_million_tensors_is_refused_at_once(tmp_path):
+    entry = '"t%d":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
+    header = "{" + ",".join(entry % (i, 4 * i, 4 * i + 4) for i in range(200_000)) + "}"
+    content = len(header).to_bytes(8, "little") + header.encode() + bytes(800_000)
+    (tmp_path / "a.safetensors").write_bytes(content)
+    began = time.monotonic()
+    assert "above the limit of 100,000" in refused(tmp_path / "a.safetensors")
+    assert time.monotonic() - began < 1

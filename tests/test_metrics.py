@@ -1,10 +1,24 @@
 import json
+import logging
+import time
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score
 
-from project import IGNORE
-from project.metrics import EvalMetrics, confusion_figure, report, summarize, wilson_interval
+from project import IGNORE, UserError
+from project.metrics import (
+    EvalMetrics,
+    Mean,
+    check_finite,
+    confusion_figure,
+    most_probable,
+    report,
+    summarize,
+    wilson_interval,
+)
 
 NAMES = ["a", "b", "c"]
 
@@ -78,3 +92,86 @@ def test_confusion_figure_has_true_classes_as_rows():
     axes = figure.axes[0]
     assert {(t.get_position(), t.get_text()) for t in axes.texts} == {((1, 0), "7"), ((1, 1), "5")}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("present", [7, 3])
+def test_counts_by_class_are_those_of_torchmetrics_and_scikit_learn(present):
+    """Also where classes have no images: macro-F1 is over the classes that occur, as true or as predicted ones."""
+    torch.manual_seed(present)
+    logits, labels = torch.randn(50, 7), torch.randint(0, present, (50,))
+    logits[:, 6] = -9  # never predicted
+    labels[::9] = IGNORE
+    values = evaluate(logits, labels, batch=8)
+    for name, metric in {"macro_f1": MulticlassF1Score, "confusion": MulticlassConfusionMatrix}.items():
+        theirs = metric(num_classes=7, ignore_index=IGNORE)
+        assert torch.allclose(values[name].float(), theirs(logits, labels).float(), atol=1e-6), name
+    known = labels != IGNORE
+    true, predicted = labels[known].numpy(), logits[known].argmax(dim=1).numpy()
+    assert values["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"), abs=1e-6)
+    assert (values["confusion"].numpy() == confusion_matrix(true, predicted, labels=range(7))).all()
+    rows = summarize(values, list("abcdefg"), "test")["per_class"].values()
+    theirs = precision_recall_fscore_support(true, predicted, labels=range(7), zero_division=0)
+    for name, column in zip(("precision", "recall", "support"), (theirs[0], theirs[1], theirs[3]), strict=True):
+        assert [row[name] for row in rows] == pytest.approx(list(column), abs=1e-6)
+
+
+def test_ten_thousand_classes_cost_little_time_and_memory_and_get_no_matrix(tmp_path, capsys, caplog, figure):
+    caplog.set_level(logging.INFO, logger="project")
+    metrics = EvalMetrics(10_000)
+    logits, labels = torch.randn(32, 10_000), torch.arange(32)
+    metrics.update(logits, labels)
+    seconds = 60.0
+    for _ in range(5):
+        start = time.perf_counter()
+        metrics.update(logits, labels)
+        seconds = min(seconds, time.perf_counter() - start)
+    figure("metrics of 32 images at 10,000 classes", f"{1000 * seconds:.0f} ms")
+    values = metrics.compute()
+    assert "confusion" not in values and max(value.numel() for value in values.values()) == 30_000
+    names = [f"kind-{i}" for i in range(10_000)]
+    report(summarize(values, names, "test"), None, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    assert (tmp_path / "metrics.json").stat().st_size < 2_000_000
+    assert "No confusion matrix is drawn, since there are more than 1,000 classes" in caplog.text
+    assert len(capsys.readouterr().out.splitlines()) < 70
+
+
+def test_of_equal_probabilities_the_first_class_wins():
+    equal = torch.tensor([[0.1, 0.3, 0.3, 0.3], [0.25, 0.25, 0.25, 0.25]])
+    values, classes = most_probable(equal, 3)
+    assert classes.tolist() == [[1, 2, 3], [0, 1, 2]] and values[:, 0].tolist() == pytest.approx([0.3, 0.25])
+    assert (classes[:, 0] == equal.argmax(dim=1)).all() and (np.argmax(equal.numpy(), 1) == [1, 0]).all()
+    assert evaluate(equal.log(), torch.tensor([1, 0]))["top1"] == 1
+    assert most_probable(equal, 9)[0].shape == (2, 4)
+
+
+def test_probabilities_that_are_no_numbers_are_refused():
+    check_finite(torch.ones(2))
+    with pytest.raises(UserError, match="not a number"):
+        check_finite(torch.tensor([1.0, float("nan")]))
+
+
+def test_letters_that_the_font_lacks_are_named_once(tmp_path, caplog):
+    values = evaluate(torch.eye(3), torch.arange(3))
+    report(summarize(values, ["猫", "犬", "chat"], "test"), values["confusion"], tmp_path)
+    assert caplog.text.count("Pictures show 犬, 猫 as boxes") == 1
+
+
+def test_names_are_text_in_the_table_the_picture_and_the_json(tmp_path, capsys):
+    """`tests/faults/test_names.py` has many more."""
+    names = ["dog [small]", "cat[/red]", ":cat:", "$1_vs_$5", "a\x1b[31m\nb", "caf\udce9"]
+    values = evaluate(torch.eye(6), torch.arange(6))
+    report(summarize(values, names, "test"), values["confusion"], tmp_path)
+    printed = capsys.readouterr().out
+    shown = [*names[:4], r"a\x1b[31m\nb", r"caf\xe9"]
+    assert all(f"│ {name} " in printed for name in shown) and "\x1b" not in printed
+    (axes, _) = confusion_figure(values["confusion"], names).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == shown
+    assert list(json.loads((tmp_path / "metrics.json").read_text())["per_class"]) == [*names[:5], r"caf\xe9"]
+
+
+def test_a_mean_is_weighted():
+    mean = Mean()
+    mean.update(torch.tensor(1.0), 3)
+    mean.update(torch.tensor(5.0), 1)
+    assert mean.compute() == 2

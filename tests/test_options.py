@@ -147,3 +147,9 @@ def test_options_of_python_become_a_command_line(tmp_path):
     argv = as_argv({"data.root": "a b", "max_epochs": 5, "model": model, "logger": False})
     weights = f"--model.weights={tmp_path / 'w.pth'}"
     assert argv == ["--data.root=a b", "--max_epochs=5", weights, "--model.dropout=0.5", "--logger=false"]
+
+
+def test_the_home_folder_is_recorded_as_an_absolute_path(flat, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = begin("--data.root=~/flat", "--model.weights=none", f"--default_root_dir={tmp_path}")
+    assert run.config["data"]["root"] == str(flat)

@@ -7,11 +7,12 @@ import shutil
 import pytest
 import torch
 import train
-from helpers import FAST, SAMPLE, bad_checkpoints, last_of, save_image, scalars
+from helpers import FAST, SAMPLE, bad_checkpoints, begin, last_of, make_data, save_image, scalars
 
-from project import checkpoint
+from project import UserError, checkpoint
 from project.checkpoint import load_checkpoint
 from project.classification.model import ResNetClassifier
+from project.resume import check_samples
 
 
 def test_auto_starts_resumes_and_then_has_nothing_to_do(flat, tmp_path, caplog):
@@ -99,7 +100,7 @@ def test_resuming_needs_the_same_classes_and_something_left_to_do(fails, trained
     more = ["--max_epochs=5", last, config]
     assert "with --model.arch resnet18, not resnet34" in fails(train.main, *more, "--model.arch=resnet34")
     assert "with --model.optimizer adamw, not sgd" in fails(train.main, *more, "--model.optimizer=sgd")
-    assert "name its data with --data.root" in fails(train.main, last)
+    assert "has finished 2 of 2 epochs" in fails(train.main, last)  # its data is known
 
 
 def test_a_refused_batch_size_leaves_the_run_as_it_was(fails, flat, tmp_path, train_until):
@@ -192,3 +193,94 @@ def test_another_monitor_is_refused(fails, trained, tmp_path):
     shutil.copytree(trained.parent, tmp_path / "lightning_logs")
     given = [f"--default_root_dir={tmp_path}", "--ckpt_path=last", "--max_epochs=3", "--monitor=val/loss"]
     assert "was trained with --monitor val/top1, not val/loss" in fails(train.main, *given)
+
+
+# What changed around it
+
+
+def call_begin(argv):
+    return begin(*argv)
+
+
+def changed_config(path, **options):
+    content = torch.load(path, weights_only=True)
+    content["config"] |= options
+    torch.save(content, path)
+
+
+def test_the_options_are_those_in_the_checkpoint_unless_others_are_given(trained, tmp_path):
+    shutil.copytree(trained.parent, tmp_path / "lightning_logs")
+    path = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    changed_config(path, seed=3, default_root_dir="/elsewhere")
+    (tmp_path / "lightning_logs/version_0/config.yaml").write_text("seed: 5")  # is of no account
+    for where in ("last", path):
+        this = begin(f"--default_root_dir={tmp_path}", f"--ckpt_path={where}", "--data.root=moved", "--data.mixup=0.2")
+        assert this.root == tmp_path and this.config["seed"] == 3 and this.config["data"]["image_size"] == 32
+        assert set(this.changed) == {"data.root", "data.mixup"} and this.changed["data.mixup"] == "0.0"
+
+
+def test_options_without_effect_on_a_resumed_run_are_refused(fails, trained, tmp_path):
+    shutil.copytree(trained.parent, tmp_path / "lightning_logs")
+    options = [f"--default_root_dir={tmp_path}", "--ckpt_path=last"]
+    for option in ("lr", "weight_decay", "backbone_lr_factor"):
+        line = fails(call_begin, *options, f"--model.{option}=0.017")
+        assert f"was trained with --model.{option}" in line and "--model.weights" in line
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"callbacks": [{"class_path": "this.Zen"}]},
+        {"callbacks": ["this.Zen"]},
+        {"strategy": "this.Zen"},
+        {
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"x": [{"class_path": "this.Zen"}]},
+            }
+        },
+        {
+            "callbacks": [
+                {"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"setup": "os.system"}}
+            ]
+        },
+    ],
+)
+def test_code_that_a_checkpoint_names_is_run_only_if_the_user_names_it(fails, trained, tmp_path, found):
+    shutil.copytree(trained.parent, tmp_path / "lightning_logs")
+    changed_config(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt", **found)
+    options = [f"--default_root_dir={tmp_path}", "--ckpt_path=last"]
+    name = next(iter(found))
+    line = fails(call_begin, *options)
+    assert "name code from elsewhere" in line and f"give --{name} again" in line
+    begin(*options, f"--{name}={'auto' if name == 'strategy' else 'null'}")
+
+
+def test_a_callback_given_again_is_not_created_twice(trained, tmp_path):
+    shutil.copytree(trained.parent, tmp_path / "lightning_logs")
+    own = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
+    changed_config(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt", callbacks=[own])
+    options = [f"--default_root_dir={tmp_path}", "--ckpt_path=auto"]
+    again = begin(*options, "--callbacks+=EarlyStopping", "--callbacks.monitor=val/top1").trainer["callbacks"]
+    assert [callback.monitor for callback in again] == ["val/top1"]
+    assert [callback.monitor for callback in begin(*options).trainer["callbacks"]] == ["val/loss"]
+
+
+def test_other_images_than_before_are_named(trained, tmp_path, caplog):
+    shutil.copytree(trained.parents[1] / "data", tmp_path / "data")
+    last = load_checkpoint(trained / "checkpoints/last.ckpt")
+    options = begin(f"--data.root={tmp_path / 'data'}")
+    check_samples(last, make_data(tmp_path / "data"), options.options)  # only moved
+    assert "images are not those" not in caplog.text
+    red = tmp_path / "data/train/red"
+    (red / "red-0.png").unlink()
+    (red / "red-1.png").rename(red / "renamed.png")
+    save_image(red / "red-2.png", size=(50, 50))
+    check_samples(last, make_data(tmp_path / "data"), options.options)
+    assert "train images are not those" in caplog.text and "val images" not in caplog.text
+    assert "2 new or changed" in caplog.text and "renamed.png" in caplog.text and "3 gone or changed" in caplog.text
+    options.options.ckpt_path = "auto"
+    for path in (tmp_path / "data").rglob("*.png"):
+        path.rename(path.with_stem(f"other-{path.stem}"))
+    with pytest.raises(UserError, match="was trained on other images"):
+        check_samples(last, make_data(tmp_path / "data"), options.options)

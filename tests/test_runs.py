@@ -193,7 +193,7 @@ def layout(content: dict) -> dict:
         "state_dict": {name: list(tensor.shape) for name, tensor in content["state_dict"].items()},
         "groups": [[group["name"], len(group["params"])] for group in groups],
         "callbacks": sorted(content["callbacks"]),
-        "data": sorted(content["ImageData"]),
+        "data": sorted(content["ImageData"].keys() - {"samples"}),  # which those of earlier versions lack
         "hyper_parameters": sorted(content["hyper_parameters"]),
         "schedule": len(content["lr_schedulers"][0]["lr_lambdas"]),
     }

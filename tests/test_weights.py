@@ -284,3 +284,18 @@ def test_a_download_is_checked_and_a_wrong_one_refused(no_network, monkeypatch):
         make(weights="DEFAULT")
     assert asked == [OfTorchvision("resnet18").named("DEFAULT").url]
     assert not list(no_network.glob("*.pth"))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "timm/test_resnet"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_damaged_download_is_named_with_the_way_out(no_network, tmp_path, arch, share):
+    if arch == "resnet18":
+        path = no_network / "resnet18-f37072fd.pth"
+        path.parent.mkdir(parents=True)
+    else:
+        path = cached_on_the_hub(tmp_path, "model.safetensors")
+    state = find_architecture(arch).build(224).state_dict()
+    (safetensors.torch.save_file if path.suffix == ".safetensors" else torch.save)(state, path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(UserError, match=rf"{path}: .*; delete this file, and it is downloaded again$"):
+        make(arch=arch, weights="DEFAULT")

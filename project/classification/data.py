@@ -1,8 +1,10 @@
 """Image classification data: images with one class each, their splits, and the loaders for training and evaluation."""
 
 import logging
+import os
 from collections import Counter
-from functools import partial
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,13 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from project import INFINITY, UserError, check_ranges, shortest
+from project import INFINITY, UserError, check_ranges, quoted, shortest
+from project.cache import lasting_fingerprints
 from project.checks import drop_bad_images
 from project.classification.datasets import FeatureDataset, ImageDataset
 from project.classification.transforms import fit_preprocessing, is_plain, mix_transform, train_transform
 from project.images import Preprocessing, eval_reader
+from project.listing import expanded
 from project.loading import ResumableData
-from project.samples import Samples, class_list, complete_splits, find_samples, what_is_drawn
+from project.samples import class_list, find_samples, say_what_is_lost, with_classes
+from project.splits import Samples, complete_splits, what_is_drawn
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +33,24 @@ class ImageData(ResumableData):
     Loaders yield `(images, labels)`: uint8 `(B, 3, H, W)` and int64 `(B,)`; the model normalizes. With MixUp or CutMix,
     the training batches are float32, still 0 to 255, and the labels float32 `(B, num_classes)`.
 
-    The argument before the `*` is set by the program; those after it are the options `--data.NAME`.
+    The arguments before the `*` are set by the program; those after it are the options `--data.NAME`.
 
     Args:
         preprocessing: Preprocessing that the pretrained weights expect in evaluation, see `project.weights`.
         keep_decoded: Whether images that are decoded to be checked are kept in memory until training starts, up to
             1 GiB: for a first pass over them without augmentation.
+        class_names: The classes of a model that is to be evaluated: the data may lack some of them, and need no train
+            split; missing splits are drawn when `choose_test_split` asks for one.
         root: A folder `train|val|test/<class>/*` or `<class>/*`, or a CSV file with `path,label[,split]`. Missing
-            splits are drawn: val from train, or val and test if there are no splits.
+            splits are drawn: val from train, or val and test if there are no splits. Images with the same value in a
+            column `group` (a patient, a video, a day) stay in one split.
+        path_column: The column of the CSV file with the paths, if it is not called `path`.
+        label_column: The column of the CSV file with the classes, if it is not called `label`.
         image_size: Side of the square that the model sees, in pixels. By default the size that the weights expect, or
             less if this would only magnify small images: twice their median side, in steps of 32 from 64.
+        fit: How an image becomes a square in evaluation: `crop` scales its shorter side and takes the centre, `pad`
+            shows all of it on a square of the mean colour, `squash` all of it without its proportions; training takes
+            parts in the same way. By default as the weights were evaluated: `crop`, but for a few networks of timm.
         batch_size: Images per step and device.
         num_workers: Decoding processes per device. By default the cores divided by the devices, but at most 8.
         val_fraction: Fraction of each class drawn for validation if there is no val split.
@@ -82,15 +95,20 @@ class ImageData(ResumableData):
         "bad_images": "what to do with broken files: error or skip",
     }
     RENAMED: ClassVar[dict[str, dict[str, str]]] = {}
+    ORDER = ("balance",)
     REMOVED = ("pin_memory", "persistent_workers")  # options of older versions, which their configs contain
 
     def __init__(
         self,
         preprocessing: Preprocessing,
         keep_decoded: bool = True,
+        class_names: list[str] | None = None,
         *,
         root: str | None = None,
+        path_column: str | None = None,
+        label_column: str | None = None,
         image_size: int | None = None,
+        fit: Literal["crop", "pad", "squash"] | None = None,
         batch_size: int = 32,
         num_workers: int | None = None,
         val_fraction: float = 0.15,
@@ -111,24 +129,46 @@ class ImageData(ResumableData):
         super().__init__(batch_size, num_workers)
         self.check_options(**options)
         assert root is not None
-        self.root, self.balance, self.bad_images = root, balance, bad_images
+        self.root, self.balance, self.bad_images = expanded(root), balance, bad_images
         self.features: dict[str, Tensor] = {}  # by split, see `use_features`
 
-        listed = find_samples(root)
-        draw = partial(complete_splits, val_fraction=val_fraction, test_fraction=test_fraction, seed=split_seed)
-        drawn = draw(listed)
-        self.preprocessing = fit_preprocessing(preprocessing, image_size, drawn.get("train", []))
-        # New images are decoded to be checked; those that are kept until training starts: (3, size, size) by path
-        pixels = 3 * self.preprocessing["crop_size"] ** 2 if keep_decoded else None
-        good, self.decoded = drop_bad_images(listed, bad_images, check, eval_reader(self.preprocessing), pixels)
-        self.drawn = what_is_drawn(good, val_fraction, test_fraction)
-        self.samples = drawn if good is listed else draw(good)
-        self.class_names = class_list(self.samples, root)
-        self.test_split = "test" if "test" in self.samples else "val"
+        self.fractions = (val_fraction, test_fraction)
+        listed, self.draw = self.find(class_names, path_column, label_column, split_seed)
+        drawn = listed if class_names else self.draw(listed)
+        self.preprocessing = fit_preprocessing(preprocessing, image_size, drawn.get("train", []), fit)
+        self.take(listed, drawn, class_names, check, keep_decoded)
         self.train_transform = train_transform(self.preprocessing, crop_scale, flip, auto_augment, random_erasing)
         self.mix = mix_transform(mixup, cutmix, len(self.class_names))
         plain = self.mix is None and is_plain(self.train_transform)
         self.cache_features = plain if cache_features is None else cache_features
+
+    def find(
+        self, class_names: list[str] | None, path_column: str | None, label_column: str | None, seed: int
+    ) -> tuple[dict[str, Samples], Callable[[dict[str, Samples]], dict[str, Samples]]]:
+        """List the samples, with the names that a model has for their classes, and prepare the draw of splits."""
+        listed, groups = find_samples(self.root, path_column, label_column)
+        if class_names is not None:
+            listed = with_classes(listed, class_names)
+        val, test = self.fractions
+        return listed, partial(complete_splits, val_fraction=val, test_fraction=test, seed=seed, groups=groups)
+
+    def take(
+        self,
+        listed: dict[str, Samples],
+        drawn: dict[str, Samples],
+        class_names: list[str] | None,
+        check: bool | None,
+        keep_decoded: bool,
+    ) -> None:
+        """Leave out broken images, and settle the splits and the classes."""
+        # New images are decoded to be checked; those that are kept until training starts: (3, size, size) by path
+        pixels = 3 * self.preprocessing["crop_size"] ** 2 if keep_decoded else None
+        good, self.decoded = drop_bad_images(listed, self.bad_images, check, eval_reader(self.preprocessing), pixels)
+        say_what_is_lost(listed, good)
+        self.samples = good if class_names else drawn if good is listed else self.draw(good)
+        self.drawn = "" if class_names else what_is_drawn(good, self.samples, *self.fractions)
+        self.class_names = class_names or class_list(self.samples, self.root)
+        self.test_split = "test" if "test" in self.samples else "val"
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
@@ -141,6 +181,11 @@ class ImageData(ResumableData):
             raise UserError(
                 f"--data.val_fraction {val} and --data.test_fraction {test} must be above 0, and their sum below 1"
             )
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Tensor]:
+        folder = self.root if os.path.isdir(self.root) else os.path.dirname(os.path.abspath(self.root))
+        return {split: lasting_fingerprints(self.samples[split], folder) for split in ("train", "val")}
 
     @property
     def class_counts(self) -> list[int]:
@@ -162,7 +207,8 @@ class ImageData(ResumableData):
     def describe(self) -> str:
         """One line for the log on what was found."""
         if self.test_split == "all":
-            images = f"all {len(self.samples['all']):,} images, {'no splits given' if self.drawn else 'of every split'}"
+            no_splits = self.drawn or self.samples.keys() == {"all"}
+            images = f"all {len(self.samples['all']):,} images, {'no splits given' if no_splits else 'of every split'}"
         else:
             images = ", ".join(f"{len(samples):,} {split}" for split, samples in self.samples.items()) + " images"
             images += f" ({self.drawn})" if self.drawn else ""
@@ -170,15 +216,24 @@ class ImageData(ResumableData):
         return f"{shortest(self.root)}: {len(self.class_names)} classes; {images}; seen at {size} x {size} pixels"
 
     def choose_test_split(self, split: str) -> None:
-        """Select the split of `test_dataloader`: `train`, `val`, `test` (if there is none, `val`) or `all`."""
+        """Select the split of `test_dataloader`: `train`, `val`, `test` (if there is none, `val`) or `all`.
+
+        Raises:
+            UserError: There is no such split, nor can it be drawn.
+        """
+        given = {name: samples for name, samples in self.samples.items() if name != "all"} or self.samples
         if split == "all":
-            parts = [samples for name, samples in self.samples.items() if name != "all"]
-            self.samples["all"] = [sample for samples in parts for sample in samples]
-        elif split == "test" and "test" not in self.samples:
+            self.samples = {**given, "all": [sample for samples in given.values() for sample in samples]}
+        elif "val" not in given and (split == "train" or split not in given):
+            self.samples = self.draw(given)
+            self.drawn = what_is_drawn(given, self.samples, *self.fractions)
+        if split == "test" and "test" not in self.samples and "val" in self.samples:
             log.warning(
                 "There is no test split: the metrics will be of the validation split, which selected the checkpoint"
             )
             split = "val"
+        if split not in self.samples:
+            raise UserError(f"{self.root} has no {split} split, only {quoted(self.samples)}")
         self.test_split = split
 
     def labels(self, samples: Samples) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from project import IGNORE
 from project.images import BadImage, Preprocessing, eval_reader
 from project.loading import EpochSampler
-from project.samples import Samples
+from project.splits import Samples
 
 log = logging.getLogger(__name__)
 

@@ -12,16 +12,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from project import IGNORE, shortest
+from project import IGNORE, printable, shortest
 from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
-from project.classification.pictures import MAX_IMAGES, grid_figure, shortened
-from project.files import whole, write_csv
+from project.classification.pictures import MAX_IMAGES, grid_figure
+from project.files import write_csv
 from project.images import BadImage, eval_reader
 from project.loading import gather_in_order
-from project.loggers import log_figure
-from project.metrics import report, summarize
-from project.samples import Samples
+from project.loggers import log_figure, save_png
+from project.metrics import check_finite, most_probable, report, summarize
+from project.splits import Samples
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,7 @@ class KeepPredictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         labels, probabilities = batch[1], outputs.softmax(dim=1)
-        ranked = probabilities.sort(dim=1, descending=True, stable=True)  # of equal ones the first, as argmax does
-        classes, values = (part[:, :TOP_K].contiguous() for part in (ranked.indices, ranked.values))
+        values, classes = most_probable(probabilities, TOP_K)
         of_label = probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0]
         self.batches.append(Predictions(classes, values, of_label, labels))
 
@@ -81,13 +80,13 @@ class Evaluation(NamedTuple):
 
     Attributes:
         summary: What `summarize` returns: the metrics.
-        confusion: Counts `(num_classes, num_classes)`, true class by predicted class.
+        confusion: Counts `(num_classes, num_classes)`, true class by predicted class; None with too many classes.
         samples: The images of the split.
         predictions: For the same images; for fewer if the number of batches was limited.
     """
 
     summary: dict[str, Any]
-    confusion: Tensor
+    confusion: Tensor | None
     samples: Samples
     predictions: Predictions
 
@@ -115,6 +114,9 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, splits:
 
     Returns:
         One for each split; none if `--limit_test_batches` is 0.
+
+    Raises:
+        UserError: What the model predicts is not a number.
     """
     found = []
     for split in splits:
@@ -126,8 +128,9 @@ def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, splits:
         trainer.test(tested, datamodule=data, verbose=False)
         trainer.callbacks.remove(keep)  # type: ignore[attr-defined]
         if keep.predictions is not None:
+            check_finite(keep.predictions.of_label)
             summary = summarize(tested.eval_results, data.class_names, split)
-            confusion = tested.eval_results["confusion"]
+            confusion = tested.eval_results.get("confusion")
             found.append(Evaluation(summary, confusion, data.samples[split], keep.predictions))
     return found
 
@@ -156,10 +159,8 @@ def save(
         return summary
     if folder is not None:
         write_csv(folder / "predictions.csv", table(evaluations, data.class_names))
-        figure = mistakes_figure(evaluations, data)
-        log_figure(trainer, "mistakes", figure, None)
-        with whole(folder / "mistakes.png") as file:
-            figure.savefig(file, format="png")
+        picture = log_figure(trainer, "mistakes", mistakes_figure(evaluations, data), None)
+        save_png(folder / "mistakes.png", picture)
     report(summary, main.confusion, folder)
     if folder is not None:
         counts = ", ".join(f"{len(e.wrong):,} of {e.summary['num_samples']:,} {e.split}" for e in evaluations)
@@ -192,7 +193,8 @@ def mistakes_figure(evaluations: list[Evaluation], data: ImageData) -> Figure:
 
     def pixels(path: str) -> np.ndarray | None:
         try:
-            return read(path).permute(1, 2, 0).numpy()
+            image = data.decoded[path] if path in data.decoded else read(path)
+            return image.permute(1, 2, 0).numpy()
         except BadImage:  # gone since it was evaluated
             return None
 
@@ -201,7 +203,7 @@ def mistakes_figure(evaluations: list[Evaluation], data: ImageData) -> Figure:
         classes, probabilities, *_ = evaluation.predictions
         shown = [(i, *evaluation.samples[i]) for i in evaluation.wrong[:MAX_IMAGES]]
         titles = [
-            f"true {shortened(label, 20)}\npredicted {shortened(data.class_names[classes[i, 0]], 14)}"
+            f"true {printable(label, 20)}\npredicted {printable(data.class_names[classes[i, 0]], 14)}"
             f" {probabilities[i, 0]:.0%}"
             for i, _, label in shown
         ]

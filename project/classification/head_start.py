@@ -27,7 +27,7 @@ from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
 from project.lightning_internals import save_with_metrics
 from project.loading import gather_in_order
-from project.samples import Samples
+from project.splits import Samples
 from project.trainer import best_of
 from project.weights import find_architecture
 
@@ -201,9 +201,8 @@ def cached_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, 
     settings = [arch, data.preprocessing, trainer.precision, find_architecture(arch).version]
     key.update(json.dumps(settings).encode())
 
-    features = load_features(key.hexdigest())
-    has_all = features is not None and len(features) == len(samples)
-    if trainer.strategy.reduce_boolean_decision(has_all, all=True):  # all processes take the same branch
+    features = load_features(key.hexdigest(), (len(samples), model.head.linear.in_features))
+    if trainer.strategy.reduce_boolean_decision(features is not None, all=True):  # all processes take the same branch
         assert features is not None
         return features
     features = compute_features(trainer, model, data, samples)

@@ -12,14 +12,16 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from project import INFINITY, check_ranges, shortest
 from project.backbones import Head, make_net, replace_head
 from project.checkpoint import load_model, open_checkpoint
-from project.images import Preprocessing, eval_reader, eval_transform
-from project.metrics import EvalMetrics
+from project.images import eval_reader
+from project.metrics import EvalMetrics, Mean, check_finite, most_probable
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
+from project.preprocessing import Preprocessing, check_preprocessing
 from project.weights import find_architecture
 
 
@@ -77,7 +79,8 @@ class ResNetClassifier(LightningModule):
     }
     REMOVED = ()  # options of older versions
     RENAMED: ClassVar = {"fine_tune": {"gradual": "full"}}  # values of older versions
-    FIXED = ("arch", "fine_tune", "optimizer")  # options that a resumed run cannot change
+    # Options that a resumed run cannot change; the last ones are in the state of its optimizer
+    FIXED = ("arch", "fine_tune", "optimizer", "lr", "backbone_lr_factor", "momentum", "weight_decay")
 
     net: nn.Module
     mean: Tensor
@@ -124,7 +127,8 @@ class ResNetClassifier(LightningModule):
             self.register_buffer(name, value, persistent=False)
         loss_weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", loss_weights, persistent=False)
-        self.train_top1 = MulticlassAccuracy(len(class_names), average="micro", validate_args=False)
+        top1 = MulticlassAccuracy(len(class_names), average="micro", validate_args=False)
+        self.train_metrics = cast(dict[str, Metric], nn.ModuleDict({"loss": Mean(), "top1": top1}))  # over an epoch
         self.val_metrics = EvalMetrics(len(class_names))
         self.test_metrics = EvalMetrics(len(class_names))
         self.eval_results: dict[str, Tensor] = {}  # of the last validation or test
@@ -135,7 +139,7 @@ class ResNetClassifier(LightningModule):
         check_ranges("model.", cls.RANGES, options)
         find_architecture(options["arch"])
         if "preprocessing" in options:
-            eval_transform(options["preprocessing"])
+            check_preprocessing(options["preprocessing"])
             normalization(options["preprocessing"])
 
     @classmethod
@@ -194,11 +198,13 @@ class ResNetClassifier(LightningModule):
             logits, targets, weight=self.class_weights, label_smoothing=self.hparams["label_smoothing"]
         )
         labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
-        self.train_top1(logits, labels)
-        # Two calls, so that processes reduce the loss once per epoch, not in every step
+        mean_loss, top1 = self.train_metrics["loss"], self.train_metrics["top1"]
+        mean_loss.update(loss.detach(), len(images))
         self.log("train/loss_step", loss, prog_bar=True)
-        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(images), sync_dist=True)
-        self.log("train/top1", self.train_top1, on_step=True, on_epoch=True, batch_size=len(images))
+        self.log("train/top1_step", top1(logits, labels))
+        # `EpochLines` logs these two, before the checkpoint of the epoch is saved
+        self.log("train/loss_epoch", mean_loss, on_step=False, on_epoch=True, logger=False)
+        self.log("train/top1_epoch", top1, on_step=False, on_epoch=True, logger=False)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -232,15 +238,17 @@ class ResNetClassifier(LightningModule):
 
         Raises:
             BadImage: A file cannot be read; the message names it.
+            UserError: What the model predicts is not a number.
         """
         self.eval()
         results = []
         rest = iter(paths)
         while some := list(islice(rest, batch_size)):
             images = torch.stack([eval_reader(self.hparams["preprocessing"])(str(path)) for path in some])
-            top = self(images.to(self.device)).softmax(dim=1).topk(min(top_k, len(self.class_names)))
-            for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-                results.append({self.class_names[i]: value for i, value in zip(indices, values, strict=True)})
+            values, classes = most_probable(self(images.to(self.device)).softmax(dim=1), top_k)
+            check_finite(values)
+            for indices, shares in zip(classes.tolist(), values.tolist(), strict=True):
+                results.append({self.class_names[i]: share for i, share in zip(indices, shares, strict=True)})
         return results
 
     def setup(self, stage: str) -> None:

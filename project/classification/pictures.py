@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from project import printable
 from project.callbacks import run_folder
 from project.loggers import log_figure
 from project.metrics import confusion_figure
@@ -27,8 +28,9 @@ class Pictures(Callback):
             log_figure(trainer, "train/images", figure, run_folder(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            figure = confusion_figure(pl_module.eval_results["confusion"], pl_module.class_names)
+        confusion = pl_module.eval_results.get("confusion")
+        if trainer.is_global_zero and not trainer.sanity_checking and confusion is not None:
+            figure = confusion_figure(confusion, pl_module.class_names)
             log_figure(trainer, "val/confusion_matrix", figure, run_folder(trainer))
 
 
@@ -43,7 +45,7 @@ def image_grid(images: Tensor, labels: Tensor, class_names: list[str]) -> Figure
     pixels = images[:MAX_IMAGES].detach().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     mixed = labels.ndim == 2
     names = [class_names[i] for i in (labels.argmax(dim=1) if mixed else labels).tolist()]
-    titles = [shortened(name, 14) + ("\n(mixed)" if mixed else "") for name in names[:MAX_IMAGES]]
+    titles = [printable(name, 14) + ("\n(mixed)" if mixed else "") for name in names[:MAX_IMAGES]]
     return grid_figure({"": list(zip(pixels, titles, strict=True))}, width=4.2)
 
 
@@ -78,8 +80,3 @@ def grid_figure(sections: dict[str, list[tuple[np.ndarray | None, str]]], width:
         top += rows[heading] * row_height
     axes.set(xlim=(0, width), ylim=(total, 0), aspect="auto")
     return figure
-
-
-def shortened(name: str, length: int) -> str:
-    """The name, cut to this length with `…` at its end."""
-    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -65,3 +65,21 @@ def test_what_is_drawn_is_said_unless_all_images_are_used(flat, split):
     shutil.rmtree(split / "val")
     data = make_data(split)
     assert "(no val split given: drew 15% of train for val)" in data.describe()
+
+
+def test_the_data_for_a_given_model_needs_no_train_split_and_draws_only_what_is_asked_for(flat, split):
+    names = ["blue", "green", "grey", "red"]
+    data = make_data(flat, class_names=names)
+    assert data.class_names == names and data.samples.keys() == {"all"}
+    data.choose_test_split("all")
+    assert data.test_split == "all" and set(data.labels(data.samples["all"]).tolist()) == {0, 1, 3}
+    data.choose_test_split("test")
+    assert data.samples["test"] == make_data(flat).samples["test"]
+    shutil.rmtree(split / "train")
+    shutil.rmtree(split / "val")
+    data = make_data(split, class_names=names)
+    for name in ("test", "all"):
+        data.choose_test_split(name)
+        assert len(data.samples[data.test_split]) == 9
+    with pytest.raises(UserError, match="has no val split, only 'test'"):
+        make_data(split, class_names=names).choose_test_split("val")

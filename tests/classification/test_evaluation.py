@@ -133,6 +133,7 @@ def test_a_missing_file_or_no_mistake_still_gives_a_picture(trainer, model, spli
     for i in found[1].wrong:
         with open(found[1].samples[i][0], "wb"):
             pass
+    data.decoded = {}  # as after training
     right = found[0].predictions._replace(labels=found[0].predictions.classes[:, 0])
     found[0] = found[0]._replace(predictions=right)
     (axes,) = mistakes_figure(found, data).axes

@@ -270,11 +270,11 @@ def test_the_head_start_alone_decodes_each_image_once_and_computes_no_feature_tw
 ):
     decoded: Counter[str] = Counter()
     seen: list[int] = []
-    load, normalized = images.load_image, ResNetClassifier.normalized
+    load, normalized = images.load_for_evaluation, ResNetClassifier.normalized
 
-    def counted_load(path, size=None):
+    def counted_load(path, preprocessing):
         decoded[path] += 1
-        return load(path, size)
+        return load(path, preprocessing)
 
     def counted(self, batch):
         seen.append(len(batch))
@@ -282,7 +282,7 @@ def test_the_head_start_alone_decodes_each_image_once_and_computes_no_feature_tw
 
     if not has_test:
         shutil.rmtree(split / "test")
-    monkeypatch.setattr(images, "load_image", counted_load)
+    monkeypatch.setattr(images, "load_for_evaluation", counted_load)
     monkeypatch.setattr(ResNetClassifier, "normalized", counted)
     run = run_train(tmp_path, split, WEIGHTS, "--max_epochs=0")
     assert set(decoded.values()) == {1} and len(decoded) == (36 if has_test else 27)

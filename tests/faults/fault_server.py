@@ -39,8 +39,8 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 
 import project.checkpoint
+import project.decoding
 import project.files
-import project.images
 import project.loggers
 import project.metrics
 import project.runs
@@ -175,7 +175,7 @@ def take_out(mutant: str) -> None:
     elif mutant == "no look at the loss":
         project.safety.StopAtNonFinite.on_train_batch_end = lambda *args: None  # type: ignore[method-assign,assignment]
     elif mutant == "images of any size":
-        project.images.MAX_PIXELS = 10**12
+        project.decoding.MAX_PIXELS = 10**12
         Image.MAX_IMAGE_PIXELS = None
     elif mutant == "any path in a manifest":
         os.pardir = "nowhere"
@@ -184,7 +184,7 @@ def take_out(mutant: str) -> None:
     elif mutant == "keeps what was logged after the checkpoint":
         project.loggers.TensorBoardLogger = lambda purge_step, **options: TensorBoardLogger(**options)  # type: ignore
     elif mutant == "goes on with any batch size":
-        project.runs.check_batch_size = lambda *args: None
+        project.runs.check_order = lambda *args: None
     elif mutant == "nothing saved on a signal":
         project.safety.LastCheckpoint.on_train_start = lambda self, trainer, module: None  # type: ignore[method-assign]
     else:
@@ -225,7 +225,7 @@ def run(job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     if not job.get("real"):
         torchvision.models.get_model = tiny_network  # type: ignore[assignment]
-        SummaryWriter.add_figure = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
+        SummaryWriter.add_image = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
         # Pictures take half the time of a tiny run.
         project.metrics.confusion_figure = pictures.confusion_figure = lambda *args: Figure()
     log_steps(folder / "steps.txt")

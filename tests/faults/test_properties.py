@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from project import UserError
+from project import UserError, natural_sort
 from project.images import BadImage, load_crop, load_image
-from project.samples import Samples, complete_splits, find_samples, natural_sort
+from project.samples import find_samples
+from project.splits import Samples, complete_splits
 
 TESTS = Path(__file__).parent
 some = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -82,7 +83,7 @@ def test_natural_order_is_total_and_sorts_numbers_by_value(listed):
 def read_or_refuse(manifest: Path, content: bytes) -> None:
     manifest.write_bytes(content)
     try:
-        found = find_samples(str(manifest))
+        found, _ = find_samples(str(manifest))
     except UserError as error:
         assert str(manifest) in str(error)
         return

@@ -30,7 +30,7 @@ def test_bad_checkpoints_are_refused_and_never_executed(fails, trained, tmp_path
 
 def test_wrong_options(fails):
     assert "(did you mean --split?)" in fails(evaluate.main, "--ckpt=x", "--splt=val", status=2)
-    assert "--split dev: must be one of train" in fails(evaluate.main, "--ckpt=x", "--split=dev", status=2)
+    assert "--split dev: must be one of auto, train" in fails(evaluate.main, "--ckpt=x", "--split=dev", status=2)
     assert "--top_k" in fails(predict.main, "--ckpt=x", "--topk=3", "a.png", status=2)
     assert "at least 1" in fails(predict.main, "--ckpt=x", "--top_k=0", "a.png")
 
@@ -61,10 +61,10 @@ def test_predict_writes_csv_and_reports_unreadable_files_in_their_rows(away, cap
 
 def test_predict_says_what_it_passes_over(fails, away, caplog):
     save_image(away / "images/a.png")
-    for name in ("b.heic", "c.HEIC", "notes.txt"):
+    for name in ("b.jp2", "c.JP2", "notes.txt", "p_noext"):
         (away / "images" / name).write_text("x")
     predict.main([*CPU, "--ckpt=model.ckpt", "images", "--output=out.csv", "--num_workers=0"])
-    assert "images: passed over 2 .heic, 1 .txt, which are not supported images" in caplog.text
+    assert "images: passed over 2 .jp2, 1 .txt, 1 without extension, which are not supported images" in caplog.text
     (away / "images/a.png").unlink()
     assert "no images under images" in fails(predict.main, *CPU, "--ckpt=model.ckpt", "images")
 
@@ -85,7 +85,7 @@ def test_predict_takes_any_file_name(away, capfd):
         paths = {os.fsencode(row["path"]) for row in csv.DictReader(file)}
     assert paths == {"images/ünï cödé.png".encode(), b"images/not-text-\xff.png", b"images/a,b.png"}
     predict.main([*CPU, "--ckpt=model.ckpt", "images", "--num_workers=0"])
-    assert "images/not-text-\ufffd.png: " in capfd.readouterr().out
+    assert "images/not-text-\\xff.png: " in capfd.readouterr().out
 
 
 def test_predict_keeps_what_its_output_holds_until_it_has_better(fails, away, monkeypatch):
@@ -130,3 +130,13 @@ def test_predict_bad_input(fails, away):
     assert "cannot write to file" in line and "--output" in line
     line = fails(predict.main, *CPU, "--ckpt=model.ckpt", "x.png", "--output=nowhere/out.csv")
     assert "cannot write nowhere/out.csv" in line
+
+
+@pytest.mark.timeout(60)
+def test_predict_refuses_a_pipe_and_expands_the_home_folder(fails, away, monkeypatch):
+    os.mkfifo(away / "pipe.jpg")
+    assert "pipe.jpg: not a file, but a pipe" in fails(predict.main, *CPU, "--ckpt=model.ckpt", "pipe.jpg")
+    assert "pipe.jpg: not a file, but a pipe" in fails(predict.main, *CPU, "--ckpt=model.ckpt", ".")
+    monkeypatch.setenv("HOME", str(away))
+    save_image(away / "images/a.png")
+    assert predict.find_images(["~/images"]) == [str(away / "images/a.png")]

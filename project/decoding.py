@@ -161,8 +161,8 @@ def _memory(image: ImageFile.ImageFile, pixels: int) -> int:
     return own + size * DECODERS.get(image.format or "", 0)
 
 
-# Bytes per pixel that decoders hold beside Pillow's own image: estimates, whose sums tests/faults/test_hostile_images.py
-# has measured
+# Bytes per pixel that decoders hold beside Pillow's own image: estimates; tests/faults/test_hostile_images.py measures
+# the whole
 DECODERS = {"WEBP": 16, "AVIF": 12, "HEIF": 12, "PPM": 5}
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,11 @@ from project.cli import run
 from project.lightning_internals import QUIET_WARNINGS
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests compare runs, so all must use one kind of device
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with a core each
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that the tests start
+    torch.set_num_threads(1)
+else:
+    torch.set_num_threads(2)
 
 
 @pytest.fixture
@@ -81,6 +85,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         width = max(map(len, FIGURES))
         for name, value in FIGURES.items():
             terminalreporter.write_line(f"{name:<{width}}  {value}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let xdist send reports of tests that log names which are not UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,6 +1,9 @@
 """Small real images, options for a run that takes seconds, and shortcuts to the output of a run."""
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +134,16 @@ def reload(path: Path) -> tuple[ResNetClassifier, dict[str, Any]]:
     """The model and the configuration of a checkpoint."""
     checkpoint = load_checkpoint(path)
     return load_model(checkpoint, ResNetClassifier), checkpoint.content["config"]
+
+
+def on_windows(folder: Path, *command: object) -> str:
+    """Run Python in a folder with what Windows lacks taken away, see `windows/sitecustomize.py`. Returns the output."""
+    places = [str(path) for path in (ROOT / "tests/windows", ROOT, ROOT / "scripts")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, encoding="cp1252", errors="replace")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def begin(*argv: object) -> Run:

@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 import torch
+from helpers import on_windows
 
 from project import UserError
 from project.files import check_writable, create_first, lock, numbered, read_tensors, whole, write_csv, write_text
@@ -136,3 +137,15 @@ def test_a_file_of_a_million_tensors_is_refused_at_once(tmp_path):
     began = time.monotonic()
     assert "above the limit of 100,000" in refused(tmp_path / "a.safetensors")
     assert time.monotonic() - began < 1
+
+
+@pytest.mark.slow
+def test_windows_can_write_durable_files_without_locks_or_a_flush_of_folders(tmp_path):
+    program = (
+        "import pathlib; from project.files import lock, whole, write_text; from project.loading import set_up_worker\n"
+        "folder = pathlib.Path('größer/日本'); write_text(folder / 'a.txt', 'ü日')\n"
+        "with whole(folder / 'a.ckpt', durable=True) as file: file.write(b'saved')\n"
+        "set_up_worker(0); print((folder / 'a.ckpt').read_bytes(), lock(folder))"
+    )
+    assert on_windows(tmp_path, "-c", program) == "b'saved' None\n"
+    assert (tmp_path / "größer/日本/a.txt").read_text(encoding="utf-8") == "ü日"

@@ -17,6 +17,9 @@ from helpers import (
     FAST,
     ROOT,
     SAMPLE,
+    fill,
+    last_of,
+    on_windows,
     reload,
     scalars,
 )
@@ -263,3 +266,38 @@ def test_two_processes_train_one_model(split, tmp_path, fine_tune):
     assert (
         load_checkpoint(run / "checkpoints/last.ckpt").content["global_step"] == 3 * 2
     )  # 9 images each, in batches of 5
+
+
+@pytest.mark.slow
+def test_windows_trains_resumes_evaluates_and_predicts(tmp_path):
+    """As simulated by `windows/sitecustomize.py`: spawned workers, no folders flushed, no letters beyond Latin 1."""
+    for name, count in {"train": 8, "val": 4, "test": 4}.items():
+        fill(tmp_path / "bilder" / name, count, ("grün", "日本", "red"))
+    options = [*FAST, "--data.root=bilder", "--data.num_workers=1"]
+    assert "Best: epoch 1" in on_windows(tmp_path, ROOT / "scripts/train.py", *options, "--save_every_steps=1")
+    resumed = on_windows(tmp_path, ROOT / "scripts/train.py", "--ckpt_path=last", "--max_epochs=2")
+    assert "Resuming" in resumed and "Epoch 2 of 2" in resumed
+    (run,) = (tmp_path / "lightning_logs").iterdir()
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["num_samples"] == 12
+    on_windows(tmp_path, ROOT / "scripts/evaluate.py", "--ckpt=best", "--split=all")
+    assert (run / "evaluations/all/metrics.json").is_file()
+    told = on_windows(tmp_path, ROOT / "scripts/predict.py", "--ckpt=best", "bilder/test", "--num_workers=1")
+    assert len([line for line in told.splitlines() if line.startswith("bilder")]) == 12
+
+
+@pytest.mark.slow
+def test_however_workers_are_started_the_weights_are_the_same(split, tmp_path):
+    """Bit for bit, through the script: forked, forked by a server, and spawned."""
+    weights = []
+    for method in ("fork", "forkserver", "spawn"):
+        (tmp_path / method).mkdir()
+        (tmp_path / method / "sitecustomize.py").write_text(
+            f"import multiprocessing\nmultiprocessing.set_start_method('{method}', force=True)\n"
+        )
+        command = [sys.executable, ROOT / "scripts/train.py", *FAST, f"--data.root={split}", "--max_epochs=2"]
+        command += [f"--default_root_dir={tmp_path / method}", "--data.num_workers=2", "--data.auto_augment=trivial"]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / method), str(ROOT)])}
+        subprocess.run(command, check=True, capture_output=True, env=env)
+        weights.append(last_of(tmp_path / method)["state_dict"])
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], other[name]) for name in weights[0])

@@ -65,12 +65,13 @@ def relocate(checkpoint: Checkpoint, folder: Path) -> None:
                 state[name] = moved(state[name])
 
 
-def trained_with(checkpoint: Checkpoint, named: set[str]) -> str:
+def trained_with(checkpoint: Checkpoint, named: set[str], root: str | None) -> str:
     """The options that a run was trained with, as YAML, without those that name its place.
 
     Args:
         checkpoint: The checkpoint.
         named: The options that the user names, of which those in `OBJECTS` are left out.
+        root: Where the user says that the data is, if so.
 
     Raises:
         UserError: They name classes that are neither Lightning's nor this project's. To create these would run code
@@ -84,6 +85,8 @@ def trained_with(checkpoint: Checkpoint, named: set[str]) -> str:
             f"give --{' and --'.join(name for name in OBJECTS if foreign & set(classes_in(config.get(name))))} again, "
             "or the --config of the run"
         )
+    if root is not None and isinstance(config.get("data"), dict):
+        config["data"] = {**config["data"], "root": None}  # a path that is not UTF-8 can be named, but not read as YAML
     try:
         return yaml.safe_dump(config)
     except yaml.YAMLError as error:

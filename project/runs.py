@@ -152,7 +152,8 @@ def start(
     resumed = find_resumed(options)
     if resumed is not None:
         named = {*re.findall(r"--(\w+)", " ".join(argv)), *(n for n in OBJECTS if options[n] != parser.get_default(n))}
-        options = parser.parse_args([f"--config={trained_with(resumed, named)}", *argv])
+        config = trained_with(resumed, named, options.data.root)
+        options = parser.parse_args([f"--config={config}", *argv])
     elif options.data.root is None:
         options = parser.parse_args([*sample, *argv])
     check_options(options, data_class, model_class)
@@ -165,8 +166,8 @@ def start(
     given["logger"] = False if options.logger in (False, []) else None  # `Run.begin` creates them
     given |= {"resumed": resumed, "mode": model_class.monitors()[options.monitor]}  # type: ignore[attr-defined]
     given |= {name: options[name] for name in ("save_every_minutes", "save_every_steps")}
-    config = json_config(parser, options)
-    return Run(options, config, given, resumed, {} if resumed is None else other_options(resumed, config))
+    stored = json_config(parser, options)
+    return Run(options, stored, given, resumed, {} if resumed is None else other_options(resumed, stored))
 
 
 def new_folder(root: Path, name: str | None) -> Path:

@@ -195,7 +195,8 @@ ODDEST = [
     "cat[",
     ":cat:",
     *MATH[:3],
-    *CONTROL[:5],
+    *CONTROL[:4],  # the fifth looks the same as the fourth
+    CONTROL[5],
     "x: dog 99.0%\ny: cat",
     INVISIBLE[0],
     *BYTES[:3],

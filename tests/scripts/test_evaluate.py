@@ -189,7 +189,13 @@ def test_two_processes_count_every_image_once(trained, tmp_path):
     (data / "test/red/red-0.png").unlink()
     base = [sys.executable, ROOT / "scripts/evaluate.py", f"--ckpt={trained / 'checkpoints/best.ckpt'}", *CPU]
     for devices in ("1", "2"):
-        command = [*base, f"--data.root={data}", f"--devices={devices}", f"--output={tmp_path / devices}"]
+        command = [
+            *base,
+            f"--data.root={data}",
+            f"--devices={devices}",
+            f"--output={tmp_path / devices}",
+            "--split=test",
+        ]
         subprocess.run(command, check=True, capture_output=True)
     rows = []
     for devices in ("1", "2"):

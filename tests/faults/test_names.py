@@ -195,8 +195,8 @@ ODDEST = [
     "cat[",
     ":cat:",
     *MATH[:3],
-    *CONTROL[:4],  # the fifth looks the same as the fourth
-    CONTROL[5],
+    *CONTROL[:4],  # the next two look the same as the last of these
+    CONTROL[7],
     "x: dog 99.0%\ny: cat",
     INVISIBLE[0],
     *BYTES[:3],

@@ -187,7 +187,13 @@ def test_two_processes_count_every_image_once(trained, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(trained.parents[1] / "data", data)
     (data / "test/red/red-0.png").unlink()
-    base = [sys.executable, ROOT / "scripts/evaluate.py", f"--ckpt={trained / 'checkpoints/best.ckpt'}", *CPU]
+    base = [
+        sys.executable,
+        ROOT / "scripts/evaluate.py",
+        f"--ckpt={trained / 'checkpoints/best.ckpt'}",
+        *CPU,
+        "--split=test",
+    ]
     for devices in ("1", "2"):
         command = [
             *base,

@@ -337,7 +337,7 @@ def test_the_campaign_notices_a_missing_safeguard(farms, images, tmp_path, mutan
     ],
 )
 def test_the_tests_notice_a_missing_safeguard(mutant, test):
-    command = [sys.executable, "-m", "pytest", "-x", "-q", str(ROOT / "tests" / test)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", str(ROOT / "tests" / test)]
     for environment, status in ((os.environ, 0), ({**os.environ, "MUTANT": mutant}, 1)):
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
         assert done.returncode == status, done.stdout[-2000:]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from project import first_few
 from project.cache import fingerprints, load_checked, save_checked
-from project.images import BadImage, try_out
+from project.decoding import BadImage
+from project.images import try_out
 from project.splits import Samples
 
 T = TypeVar("T")

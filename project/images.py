@@ -10,10 +10,8 @@ from PIL import Image, TiffImagePlugin
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from project.decoding import BadImage as BadImage
 from project.decoding import decoded, opened
 from project.pixels import VALUES, Picture, rows_of, tag
-from project.preprocessing import SMALLEST_CHOICE as SMALLEST_CHOICE
 from project.preprocessing import WHITE, Preprocessing, mean_colour, resample_filter, scaled_size
 
 

@@ -17,9 +17,10 @@ from project.cache import lasting_fingerprints
 from project.checks import drop_bad_images
 from project.classification.datasets import FeatureDataset, ImageDataset
 from project.classification.transforms import fit_preprocessing, is_plain, mix_transform, train_transform
-from project.images import Preprocessing, eval_reader
+from project.images import eval_reader
 from project.listing import expanded
 from project.loading import ResumableData
+from project.preprocessing import Preprocessing
 from project.samples import class_list, find_samples, say_what_is_lost, with_classes
 from project.splits import Samples, complete_splits, what_is_drawn
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from project import IGNORE
-from project.images import BadImage, Preprocessing, eval_reader
+from project.decoding import BadImage
+from project.images import eval_reader
 from project.loading import EpochSampler
+from project.preprocessing import Preprocessing
 from project.splits import Samples
 
 log = logging.getLogger(__name__)

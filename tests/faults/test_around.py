@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import fill, save_image
+from helpers import save_image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_faults import ROOT, TINY, Farm, compare, newest, unstopped
 
@@ -33,15 +33,6 @@ def farm(tmp_path_factory: pytest.TempPathFactory):
     yield farm
     farm.server.kill()
     farm.server.wait()
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """27 images for training; with batches of 4, the last one has 3."""
-    folder = tmp_path_factory.mktemp("images")
-    for split, count in {"train": 9, "val": 3, "test": 2}.items():
-        fill(folder / split, count)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import fill
 from torch import Tensor
 
 from project import UserError
@@ -107,15 +106,6 @@ def farms(tmp_path_factory: pytest.TempPathFactory):
     for farm in farms:
         farm.server.kill()
         farm.server.wait()
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """27 images for training; with batches of 4, the last one has 3."""
-    folder = tmp_path_factory.mktemp("images")
-    for split, count in {"train": 9, "val": 3, "test": 2}.items():
-        fill(folder / split, count)
-    return folder
 
 
 def at_once(farms: list[Farm], cases: list[Any], do: Any) -> list[Any]:

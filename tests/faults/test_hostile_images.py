@@ -17,7 +17,8 @@ from helpers import PREPROCESSING
 from PIL import Image
 
 from project.classification.transforms import train_transform
-from project.images import BadImage, eval_reader, try_out
+from project.decoding import BadImage
+from project.images import eval_reader, try_out
 
 pytestmark = pytest.mark.faults
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from project import UserError, natural_sort
-from project.images import BadImage, load_crop, load_image
+from project.decoding import BadImage
+from project.images import load_crop, load_image
 from project.samples import find_samples
 from project.splits import Samples, complete_splits
 

@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader, default_convert
 from project import INFINITY, UserError, check_ranges, quoted, shortest
 from project.cache import lasting_fingerprints
 from project.checks import drop_bad_images
-from project.classification.datasets import FeatureDataset, ImageDataset
+from project.classification.datasets import FeatureDataset, ImageDataset, eval_reader
 from project.classification.transforms import fit_preprocessing, is_plain, mix_transform, train_transform
-from project.images import eval_reader
 from project.listing import expanded
 from project.loading import ResumableData
 from project.preprocessing import Preprocessing

@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from project import INFINITY, check_ranges, shortest
 from project.backbones import Head, make_net, replace_head
 from project.checkpoint import load_model, open_checkpoint
-from project.images import eval_reader
+from project.classification.datasets import eval_reader
 from project.metrics import EvalMetrics, Mean, check_finite, most_probable
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
 from project.preprocessing import Preprocessing, check_preprocessing

@@ -11,7 +11,7 @@ import numpy as np
 
 from project.exported import num_cores
 
-ROUNDS = 7
+ROUNDS = 5
 BATCHES = (1, 32)
 LEAST = 0.15  # seconds for each model and round
 REST = 0.05  # seconds before a turn: the threads of the one before may still spin

@@ -158,8 +158,8 @@ class Export:
         if (largest := found["difference"]["max"]) > MAX_DIFFERENCE:
             raise UserError(
                 f"refused: the probabilities of the ONNX file differ from PyTorch's by {largest:.1e}, above "
-                f"{MAX_DIFFERENCE:.0e}: ONNX Runtime computes an operation of {self.model.hparams['arch']} differently; "
-                "nothing is written"
+                f"{MAX_DIFFERENCE:.0e}: ONNX Runtime computes an operation of {self.model.hparams['arch']} "
+                "differently; nothing is written"
             )
 
     def int8(self, reduce_range: bool = False) -> str | None:

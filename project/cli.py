@@ -1,4 +1,4 @@
-"""What all scripts share: a command line with one-line errors, exit statuses and log messages."""
+"""What all scripts share: a command line with one-line errors, exit statuses and log messages. Imports no torch."""
 
 import argparse
 import difflib
@@ -12,18 +12,14 @@ import shlex
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from project import UserError, printable
-from project.lightning_internals import QUIET_LOGGERS, QUIET_WARNINGS
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +154,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more at exit
             sys.exit(128 + 13 if error.errno == errno.EPIPE else f"{script}: error: cannot write ({error.strerror})")
-        if not isinstance(error, UserError | MisconfigurationException):
+        if not is_for_the_user(error):
             raise
         text = str(error).strip()
         if "Original Traceback" in text:  # raised in a data worker; the last line is the original message
@@ -208,12 +204,21 @@ class StderrHandler(logging.StreamHandler):
 
 
 def set_up_messages() -> None:
-    """Log to stderr, from all ranks but 0 only errors, and silence Lightning's advice on what is settled here."""
+    """Log to stderr, from all ranks but 0 only errors."""
     ours = logging.getLogger("project")
     if not ours.handlers:
         ours.addHandler(StderrHandler())
-    ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.ERROR)
-    for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in QUIET_WARNINGS:
-        warnings.filterwarnings("ignore", f".*{text}")
+    rank = getattr(of_lightning("pytorch.utilities.rank_zero", "rank_zero_only"), "rank", 0)
+    ours.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+
+
+def is_for_the_user(error: BaseException) -> bool:
+    """Whether an error says what to do: one of ours, or Lightning's about its options."""
+    return isinstance(
+        error, (UserError, of_lightning("fabric.utilities.exceptions", "MisconfigurationException") or ())
+    )
+
+
+def of_lightning(module: str, name: str) -> Any:
+    """What a module of Lightning calls so; None if nothing has imported it, for that takes seconds."""
+    return getattr(sys.modules.get(f"lightning.{module}"), name, None)

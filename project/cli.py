@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -94,6 +94,35 @@ class Parser(ArgumentParser):
         elif wrong := re.search(r"Option '([\w.]+)' is not accepted", text):
             text += nearest(wrong[1], options)
         self.exit(2, f"{self.prog}: error: {printable(text)}\n")
+
+
+def add_model_options(parser: Parser) -> None:
+    """Add the options for what is to be run, and on what: a checkpoint by Lightning, or an exported model."""
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        type=str,
+        help="checkpoint of scripts/train.py, or `best` or `last` of the newest run; or an exported model.onnx",
+    )
+    parser.add_argument("--default_root_dir", type=str, default=".", help="where to look for the newest run")
+    parser.add_argument(
+        "--accelerator", type=str, default="auto", help="cpu, gpu, mps, …; `auto` picks the best available"
+    )
+    parser.add_argument("--precision", type=str, default="auto", help="`auto`, or one of Lightning's values")
+    parser.add_argument(
+        "--runtime", type=Literal["onnxruntime", "openvino"] | None, help="what runs model.onnx (default: onnxruntime)"
+    )
+
+
+def is_exported(args: Any) -> bool:
+    """Whether `--ckpt` names an exported model. Raises `UserError` for options that do not apply to such a file."""
+    exported = args.ckpt.lower().endswith(".onnx")
+    for_checkpoints = {"accelerator": "auto", "precision": "auto", "devices": 1}
+    for name, default in (for_checkpoints if exported else {"runtime": None}).items():
+        if (value := getattr(args, name, default)) != default:
+            kind = "an exported model runs on the CPU as it is" if exported else "a checkpoint is run by PyTorch"
+            raise UserError(f"--{name} {value}: does not apply to {args.ckpt}: {kind}")
+    return exported
 
 
 class Help(argparse.Action):

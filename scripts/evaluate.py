@@ -24,11 +24,11 @@ with quick_imports():
     from project.classification.data import ImageData
     from project.classification.model import ResNetClassifier
     from project.cli import Parser, log, run, set_up_messages
+    from project.failures import user_errors
     from project.files import check_writable, create_first, numbered
     from project.listing import expanded
     from project.options import as_argv
     from project.results import check_unused, evaluation_name, evaluations_folder, is_same, origin
-    from project.safety import user_errors
     from project.trainer import add_device_options, inference_trainer
 
 

@@ -225,7 +225,8 @@ def make_session(path: str, file: OnnxFile, runtime: Runtime, threads: int, size
 def check_form(path: str, session: OnnxRuntimeSession, size: int, num_classes: int) -> None:
     """Check that there is one input, images, and one output, probabilities. Raises `UserError`."""
     (name, kind, shape), *more = session.inputs or [("", "", [])]
-    if more or (name, kind, shape[1:]) != (INPUT, "tensor(uint8)", [size, size, 3]):
+    is_other = (name, kind, shape[1:]) != (INPUT, "tensor(uint8)", [size, size, 3])
+    if more or is_other or isinstance(shape[0], int):  # of a fixed number of images
         wanted = f"{INPUT} (uint8, batch x {size} x {size} x 3)"
         raise UserError(f"model {path}: its input is not {wanted}, as its metadata say")
     (name, kind, shape), *more = session.outputs or [("", "", [])]

@@ -13,7 +13,8 @@ from project import UserError, quoted
 
 MAX_BYTES = 2**31 - 1  # of a protobuf message
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
-MAX_PARTS = 100_000  # of a message: a file of a million nodes would take gigabytes to load
+MAX_PARTS = 100_000  # of a message
+MAX_NODES = 10_000  # of a graph: 20,000 take ten seconds to load, a million gigabytes
 
 
 @dataclass
@@ -96,6 +97,8 @@ def read_node(node: memoryview, found: OnnxFile) -> None:
                 elif part in (22, 23):
                     raise UserError("it has sparse tensors")
     found.operators[operator] += 1
+    if found.operators.total() > MAX_NODES:
+        raise UserError(f"it has more than {MAX_NODES:,} operators")
 
 
 def check_tensor(tensor: memoryview) -> None:

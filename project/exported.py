@@ -5,6 +5,7 @@ An exported model is one ONNX file. Its input `images` is uint8 `(B, S, S, 3)`, 
 `preprocessing`, both JSON, and how the file was made.
 """
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from project import UserError, first_line
+from project import UserError, first_line, printable
+from project.answers import check_finite
 from project.onnx_files import OnnxFile, read_onnx
 from project.preprocessing import Preprocessing, check_preprocessing
 
 Runtime = Literal["onnxruntime", "openvino"]
 INPUT, OUTPUT = "images", "probabilities"
 MAX_CLASSES = 100_000
+TRIAL_BYTES = 800_000_000  # of memory that one image may take: a file of a kilobyte can ask for any number
 FAST_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")  # CPU flags; without them sums of products may saturate
 
 
@@ -58,6 +61,8 @@ class Exported:
         self.path = str(path)
         file = read_onnx(path)
         self.metadata = file.metadata
+        if (task := self.metadata.get("task", "classification")) != "classification":
+            raise UserError(f"model {path}: made for another task, {printable(task, 40)}, not for classification")
         self.class_names: list[str] = self._from_metadata("class_names", list)
         self.preprocessing: Preprocessing = self._from_metadata("preprocessing", dict)  # type: ignore[assignment]
         self.threshold: float | None = self._from_metadata("threshold", float | int | None)
@@ -68,8 +73,18 @@ class Exported:
         self.runtime = self.session.runtime
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Probabilities, float32 `(B, C)`, of images, uint8 `(B, S, S, 3)`, prepared as `preprocessing` says."""
-        return self.session(images)
+        """Probabilities, float32 `(B, C)`, of images, uint8 `(B, S, S, 3)`, prepared as `preprocessing` says.
+
+        Raises:
+            MemoryError: There is not enough for so many images.
+            UserError: The runtime cannot run the model.
+        """
+        try:
+            return self.session(images)
+        except Exception as error:  # of many types, all the runtime's own
+            if "alloc" in str(error).lower():
+                raise MemoryError from error
+            raise UserError(f"model {self.path}: {self.runtime} cannot run it ({reason(error)})") from error
 
     def _from_metadata(self, name: str, kind: Any) -> Any:
         if name not in self.metadata:
@@ -107,25 +122,47 @@ class OnnxRuntimeSession:
     Args:
         file: The file.
         threads: Number of threads.
+        trial: Run it as it is written, without optimizing, within `TRIAL_BYTES`.
     """
 
-    def __init__(self, file: OnnxFile, threads: int) -> None:
+    def __init__(self, file: OnnxFile, threads: int, trial: bool = False) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # all errors are raised, too
         # Waiting threads that spin take the cores from those who decode images: half the images per second
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if has_fast_int8() is False:
             options.add_session_config_entry("session.x64quantprecision", "1")
-        self.session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
+        self.run_options = onnxruntime.RunOptions()
+        if trial:
+            limit_memory()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self.session = onnxruntime.InferenceSession(
+            file.content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.inputs = [(x.name, x.type, x.shape) for x in self.session.get_inputs()]
         self.outputs = [(x.name, x.type, x.shape) for x in self.session.get_outputs()]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return self.session.run([OUTPUT], {INPUT: images})[0]
+        return self.session.run([OUTPUT], {INPUT: images}, self.run_options)[0]
+
+
+@functools.cache
+def limit_memory() -> None:
+    """Limit what sessions with `use_env_allocators` may take, of which the process has one set."""
+    import onnxruntime
+
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    limit = onnxruntime.OrtArenaCfg({"max_mem": TRIAL_BYTES, "arena_extend_strategy": 1})
+    onnxruntime.create_and_register_allocator(memory, limit)
 
 
 class OpenVinoSession:
@@ -145,14 +182,16 @@ class OpenVinoSession:
         core = openvino.Core()
         config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         self.model = core.compile_model(core.read_model(file.content), "CPU", config)
-        self.runtime = f"openvino {openvino.__version__.split('-')[0]}"
+        self.runtime = f"openvino {openvino.__version__.split('-')[0]} in f32"
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return self.model({INPUT: images})[OUTPUT]
 
 
 def make_session(path: str, file: OnnxFile, runtime: Runtime, threads: int, size: int, num_classes: int) -> Session:
-    """Load a file that has been checked. ONNX Runtime always does, for it tells what the inputs and outputs are.
+    """Try a file that has been checked on one image, and load it.
+
+    ONNX Runtime does the first, for it tells what the inputs and outputs are, and can be kept within limits.
 
     Raises:
         UserError: The runtime is missing or cannot load the file; or inputs and outputs are not as the metadata say.
@@ -160,19 +199,44 @@ def make_session(path: str, file: OnnxFile, runtime: Runtime, threads: int, size
     if runtime not in get_args(Runtime):
         raise UserError(f"--runtime {runtime}: must be one of {', '.join(get_args(Runtime))}")
     try:
-        session = OnnxRuntimeSession(file, threads)
+        trial = OnnxRuntimeSession(file, threads, trial=True)
+        check_form(path, trial, size, num_classes)
+        answer = trial(np.zeros((1, size, size, 3), np.uint8))
     except ImportError as error:
         raise UserError(f"model {path}: needs a package: pip install onnxruntime ({error})") from error
+    except UserError:
+        raise
     except Exception as error:  # of many types, all ONNX Runtime's own
-        raise UserError(f"model {path}: ONNX Runtime cannot load it ({first_line(error)})") from error
-    (name, kind, shape), *more = session.inputs
-    if more or (name, kind, shape[1:]) != (INPUT, "tensor(uint8)", [size, size, 3]):
+        if "Available memory of" in str(error):
+            raise UserError(f"model {path}: refused: one image takes above {TRIAL_BYTES / 1e9:.1f} GB") from error
+        raise UserError(f"model {path}: ONNX Runtime cannot load it ({reason(error)})") from error
+    check_finite(answer)
+    if answer.shape != (1, num_classes) or abs(answer.sum() - 1) > 0.01 or answer.min() < 0:
+        raise UserError(f"model {path}: refused: what it answers are no probabilities of {num_classes} classes")
+    del trial
+    try:
+        return OpenVinoSession(file, threads) if runtime == "openvino" else OnnxRuntimeSession(file, threads)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model {path}: {runtime} cannot load it ({reason(error)})") from error
+
+
+def check_form(path: str, session: OnnxRuntimeSession, size: int, num_classes: int) -> None:
+    """Check that there is one input, images, and one output, probabilities. Raises `UserError`."""
+    (name, kind, shape), *more = session.inputs or [("", "", [])]
+    is_other = (name, kind, shape[1:]) != (INPUT, "tensor(uint8)", [size, size, 3])
+    if more or is_other or isinstance(shape[0], int):  # of a fixed number of images
         wanted = f"{INPUT} (uint8, batch x {size} x {size} x 3)"
         raise UserError(f"model {path}: its input is not {wanted}, as its metadata say")
-    (name, kind, shape), *more = session.outputs
+    (name, kind, shape), *more = session.outputs or [("", "", [])]
     if more or (name, kind, shape[1:]) != (OUTPUT, "tensor(float)", [num_classes]):
         raise UserError(f"model {path}: its output is not {OUTPUT} (float, batch x {num_classes}), as its metadata say")
-    return session if runtime == "onnxruntime" else OpenVinoSession(file, threads)
+
+
+def reason(error: Exception) -> str:
+    """Why a runtime failed: the first line of its message, which may quote the file."""
+    return printable(first_line(error), 200)
 
 
 def num_cores() -> int:

@@ -3,6 +3,7 @@
 The format is a protobuf message; the numbers of its fields are those of `onnx.proto` (https://github.com/onnx/onnx).
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from project import UserError, quoted
 
 MAX_BYTES = 2**31 - 1  # of a protobuf message
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
-EXTERNAL = 1  # the value of TensorProto.data_location for tensors in other files
+MAX_PARTS = 100_000  # of a message
+MAX_NODES = 10_000  # of a graph: 20,000 take ten seconds to load, a million gigabytes
 
 
 @dataclass
@@ -37,6 +39,8 @@ def read_onnx(path: str | Path) -> OnnxFile:
         UserError: It is missing, damaged, no ONNX file or too large; or it keeps tensors in other files, or has
             operators of other domains than ONNX's own, functions, or subgraphs (loops, branches).
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # to read a pipe may never end
+        raise UserError(f"model {path}: not a file, but a folder, a pipe or a device")
     try:
         size = Path(path).stat().st_size
         if size > MAX_BYTES:
@@ -93,12 +97,14 @@ def read_node(node: memoryview, found: OnnxFile) -> None:
                 elif part in (22, 23):
                     raise UserError("it has sparse tensors")
     found.operators[operator] += 1
+    if found.operators.total() > MAX_NODES:
+        raise UserError(f"it has more than {MAX_NODES:,} operators")
 
 
 def check_tensor(tensor: memoryview) -> None:
     """Refuse a tensor that lies in another file. Raises `UserError` and `ValueError`."""
     for number, value in fields(tensor):
-        if number == 13 or (number == 14 and value == EXTERNAL):
+        if number == 13 or (number == 14 and value):  # where it lies: 0 for here
             raise UserError("it keeps tensors in other files; export it as one file")
 
 
@@ -110,10 +116,13 @@ def entry(message: memoryview) -> tuple[str, str]:
 
 def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Number and value of each field of a message; numbers of fixed size are skipped. Raises `ValueError`."""
-    at = 0
+    at = parts = 0
     while at < len(message):
         key, at = varint(message, at)
         number, kind = key >> 3, key & 7
+        parts += 1
+        if not 0 < key < 1 << 32 or parts > MAX_PARTS:  # runtimes cut larger keys, and would find another field
+            raise ValueError("an impossible key, or too many fields")
         if kind == VARINT:
             value, at = varint(message, at)
             yield number, value

@@ -28,12 +28,12 @@ with quick_imports():
     from project.classification.model import ResNetClassifier, has_head_start
     from project.classification.pictures import Pictures
     from project.cli import log, run, set_up_messages
+    from project.failures import user_errors
     from project.files import size_of
     from project.loggers import log_results
     from project.options import as_argv
     from project.results import Trained, origin, trained_run
     from project.runs import Run, fit, start
-    from project.safety import user_errors
     from project.trainer import best_of, make_trainer
     from project.weights import preprocessing_for
 

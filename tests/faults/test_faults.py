@@ -315,7 +315,7 @@ def test_the_campaign_notices_a_missing_safeguard(farms, images, tmp_path, mutan
         ),
         ("images of any size", "test_decoding.py::test_a_decompression_bomb_is_refused_before_it_is_decoded"),
         ("any path in a manifest", "faults/test_safe_files.py::test_a_manifest_cannot_reach_out_of_its_folder"),
-        ("no explanation", "test_safety.py::test_out_of_memory_says_which_batch_size_to_try"),
+        ("no explanation", "test_failures.py::test_out_of_memory_says_which_batch_size_to_try"),
         (
             "keeps what was logged after the checkpoint",
             "test_runs.py::test_what_was_logged_after_the_checkpoint_is_not_shown_twice",

@@ -91,6 +91,8 @@ class ResNetClassifier(LightningModule):
     mean: Tensor
     std: Tensor
     class_weights: Tensor | None
+    keeps_head = False  # that the weights come with, see `keep_head`
+    teacher: Any = None  # see `Teacher`, which is no module
 
     def __init__(
         self,
@@ -120,14 +122,11 @@ class ResNetClassifier(LightningModule):
         self.check_options(**self.hparams)
         self.class_names = class_names
         self.head_start = has_head_start(weights, head_start)
-        self.keeps_head = False  # that the weights come with, see `keep_head`
-        self.teacher: Any = None  # see `Teacher`, which is no module
         self.net = make_net(arch, weights, preprocessing["crop_size"]) if net is None else net
         self.head_name = replace_head(self.net, arch, dropout, len(class_names))
         self.net.to(memory_format=torch.channels_last)  # the memory layout in which convolutions are fastest
         # By name, because FSDP flattens all parameters before the optimizer is created.
-        parameters = self.net.named_parameters()
-        self.decayed = {name for name, parameter in parameters if parameter.ndim > 1 and name.endswith("weight")}
+        self.decayed = {name for name, p in self.net.named_parameters() if p.ndim > 1 and name.endswith("weight")}
         if self.frozen:
             self.net.requires_grad_(False)
             self.head.requires_grad_(True)
@@ -138,8 +137,7 @@ class ResNetClassifier(LightningModule):
         self.register_buffer("class_weights", loss_weights, persistent=False)
         top1 = MulticlassAccuracy(len(class_names), average="micro", validate_args=False)
         self.train_metrics = cast(dict[str, Metric], nn.ModuleDict({"loss": Mean(), "top1": top1}))  # over an epoch
-        self.val_metrics = EvalMetrics(len(class_names))
-        self.test_metrics = EvalMetrics(len(class_names))
+        self.val_metrics, self.test_metrics = EvalMetrics(len(class_names)), EvalMetrics(len(class_names))
         self.eval_results: dict[str, Tensor] = {}  # of the last validation or test
 
     @classmethod

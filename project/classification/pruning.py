@@ -1,14 +1,13 @@
 """Prune a classifier, then train it in an ordinary run in which the unpruned one is its teacher.
 
-Cutting alone costs most of the accuracy. Estimating the statistics of BatchNorm anew brings back much of that, and a few
-epochs the rest.
+Cutting alone costs most of the accuracy. Estimating the statistics of BatchNorm anew brings back much of that, and a
+few epochs the rest.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 from torch import Tensor
@@ -28,7 +27,7 @@ from project.classification.data import ImageData
 from project.classification.head_start import adapt_norms, norm_samples
 from project.classification.model import ResNetClassifier
 from project.files import check_writable
-from project.pruning import Costs, channel_groups, channel_scores, cheapest_cut, cut
+from project.pruning import Costs, channel_groups, channel_scores, cheapest_cut, cut, reason_against
 from project.results import Trained
 from project.resume import trained_with
 from project.safety import user_errors
@@ -73,35 +72,29 @@ def prune(
     if keep == 1:
         log.info(f"--prune 1: {source.path} stays as it is")
         return Path(source.path)
-    logs = Path(default_root_dir).absolute() / "lightning_logs"
-    check_writable(logs, "--default_root_dir")
     name = f"{run_name(source.path)}-pruned-{keep:g}"
-    pruned = logs / f"{name}.ckpt"
-    with open(source.path, "rb") as file:
-        origin = {"sha256": file_digest(file, "sha256").hexdigest(), "keep": keep}
-    if is_whole(pruned) and load_checkpoint(pruned, known_whole=True).content.get("pruned") == origin:
-        log.info(f"{shortest(pruned)} is there already")
-    else:
-        save_pruned(source, keep, pruned, origin, root)
-    moved = None if root is None else str(root)
-    argv = [
-        f"--config={trained_with(source, set(), moved)}",
-        *([] if moved is None else [f"--data.root={moved}"]),
-        *options,
-        f"--model.weights={pruned}",
-        f"--model.teacher={Path(source.path).absolute()}",
-        "--model.fine_tune=full",
-        "--model.head_start=null",
-        f"--max_epochs={max_epochs}",
-        "--max_steps=-1",
-        f"--name={name}",
-        f"--default_root_dir={default_root_dir}",
-        "--ckpt_path=auto",
-    ]
+    pruned = Path(default_root_dir).absolute() / "lightning_logs" / f"{name}.ckpt"
+    check_writable(pruned.parent, "--default_root_dir")
+    save_pruned(source, keep, pruned, root)
+    argv = [*options_of(source, root), *options, f"--model.weights={pruned}", f"--max_epochs={max_epochs}"]
+    argv += [f"--name={name}", f"--default_root_dir={default_root_dir}", "--ckpt_path=auto"]
     best = train(argv).best
     if best is None:
         raise UserError(f"--prune {keep:g}: the run {name} has no best.ckpt")
     return best
+
+
+def options_of(source: Checkpoint, root: str | Path | None) -> list[str]:
+    """The options that a model was trained with, as those of a run that it teaches. Arguments as for `prune`."""
+    moved = None if root is None else str(root)
+    return [
+        f"--config={trained_with(source, set(), moved)}",
+        *([] if moved is None else [f"--data.root={moved}"]),
+        f"--model.teacher={Path(source.path).absolute()}",
+        "--model.fine_tune=full",
+        "--model.head_start=null",
+        "--max_steps=-1",
+    ]
 
 
 def run_name(checkpoint: str) -> str:
@@ -110,52 +103,59 @@ def run_name(checkpoint: str) -> str:
     return path.parents[1].name if path.parent.name == "checkpoints" else path.stem
 
 
-def save_pruned(
-    source: Checkpoint, keep: float, path: Path, origin: dict[str, Any], root: str | Path | None = None
-) -> None:
+def save_pruned(source: Checkpoint, keep: float, path: Path, root: str | Path | None = None) -> None:
     """Cut channels out of a model, estimate the statistics of its BatchNorms anew, and save it as a checkpoint.
+
+    Nothing is done if the file is there already.
 
     Args:
         source: The checkpoint of the model.
         keep: Share of the multiply-adds to keep.
         path: The file to write.
-        origin: What identifies the result, saved with it.
         root: See `prune`.
 
     Raises:
         UserError: See `prune`.
     """
+    with open(source.path, "rb") as file:
+        origin = {"sha256": file_digest(file, "sha256").hexdigest(), "keep": keep}
+    if is_whole(path) and load_checkpoint(path, known_whole=True).content.get("pruned") == origin:
+        log.info(f"{shortest(path)} is there already")
+        return
     model = load_model(source, ResNetClassifier)
-    size = model.hparams["preprocessing"]["crop_size"]
-    try:
-        groups = channel_groups(model.net)
-        costs = Costs(model.net, groups, size)
-    except ValueError as error:
-        raise UserError(f"--prune: {model.hparams['arch']} cannot be pruned: {error}") from error
+    if reason := reason_against(model.net):
+        raise UserError(f"--prune: {model.hparams['arch']} cannot be pruned: {reason}")
     data = training_data(source, model, root)
-    samples = norm_samples(data.samples["train"], data.batch_size)
-    trainer = inference_trainer(Namespace(accelerator="auto", precision="32-true"))
     with user_errors(data.batch_size):
-        model.to(trainer.strategy.root_device)
-        scores = channel_scores(model.net, groups, losses(model, data, samples))
-        widths = [group.size for group in groups]
-        try:
-            kept = cheapest_cut(groups, scores, costs, keep)
-        except ValueError as error:
-            raise UserError(f"--prune {keep:g}: {error}") from error
-        parameters = sum(parameter.numel() for parameter in model.net.parameters())
-        for group, channels in zip(groups, kept, strict=True):
-            cut(model.net, group, channels)
-        adapt_norms(trainer, model, data, samples)
-    before, after = costs.of(widths), costs.of([group.size for group in groups])
-    log.info(
-        f"Pruned to {after / before:.3f} of the multiply-adds: {before / 1e6:,.0f} M to {after / 1e6:,.0f} M for an image; "
-        f"parameters: {parameters / 1e6:.1f} M to {sum(p.numel() for p in model.net.parameters()) / 1e6:.1f} M"
-    )
+        cut_least_worth(model, data, keep)
+    hyper_parameters = {**source.content["hyper_parameters"], "teacher": None, "teacher_sha256": None}
     content = {name: source.content[name] for name in ("config", "pytorch-lightning_version")}
-    content["hyper_parameters"] = {**source.content["hyper_parameters"], "teacher": None, "teacher_sha256": None}
-    content |= {"state_dict": model.cpu().state_dict(), "epoch": 0, "global_step": 0, "pruned": origin}
-    DurableCheckpointIO().save_checkpoint(content, path)
+    content |= {"hyper_parameters": hyper_parameters, "state_dict": model.cpu().state_dict(), "pruned": origin}
+    DurableCheckpointIO().save_checkpoint(content | {"epoch": 0, "global_step": 0}, path)
+
+
+def cut_least_worth(model: ResNetClassifier, data: ImageData, keep: float) -> None:
+    """Cut a model, in place, by what its channels are worth on training images. Raises `UserError`, see `prune`."""
+    trainer = inference_trainer(Namespace(accelerator="auto", precision="32-true"))
+    model.to(trainer.strategy.root_device)
+    samples = norm_samples(data.samples["train"], data.batch_size)
+    groups = channel_groups(model.net)
+    costs = Costs(model.net, groups, data.preprocessing["crop_size"])
+    widths = [group.size for group in groups]
+    parameters = sum(parameter.numel() for parameter in model.net.parameters())
+    try:
+        kept = cheapest_cut(groups, channel_scores(model.net, groups, losses(model, data, samples)), costs, keep)
+    except ValueError as error:
+        raise UserError(f"--prune {keep:g}: {error}") from error
+    for group, channels in zip(groups, kept, strict=True):
+        cut(model.net, group, channels)
+    adapt_norms(trainer, model, data, samples)
+    before, after = costs.of(widths), costs.of([group.size for group in groups])
+    share = sum(parameter.numel() for parameter in model.net.parameters()) / parameters
+    log.info(
+        f"Pruned to {after / before:.3f} of the multiply-adds ({before / 1e6:,.0f} M to {after / 1e6:,.0f} M) and "
+        f"{share:.3f} of the parameters"
+    )
 
 
 def training_data(source: Checkpoint, model: ResNetClassifier, root: str | Path | None) -> ImageData:

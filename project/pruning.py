@@ -86,6 +86,8 @@ def cut(net: nn.Module, group: Group, kept: Tensor) -> None:
     def take(module: nn.Module, name: str, dim: int) -> None:
         old = getattr(module, name)
         new = old.detach().index_select(dim, kept.to(old.device))
+        if old.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last):
+            new = new.contiguous(memory_format=torch.channels_last)
         setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
     layers: dict[str, Any] = dict(net.named_modules())
@@ -187,16 +189,15 @@ def layer_costs(net: nn.Module, image_size: int) -> dict[str, int]:
 
     def count(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            weight = cast(Tensor, module.weight)
-            costs[name] = weight.numel() * output[0, 0].numel()
+            costs[name] = cast(Tensor, module.weight).numel() * output[0, 0].numel()
 
         return hook
 
     layers = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [module.register_forward_hook(count(name)) for name, module in layers]
-    training = net.training
+    training, weight = net.training, next(net.parameters())
     try:
-        net.eval()(torch.zeros(1, 3, image_size, image_size, device=next(net.parameters()).device))
+        net.eval()(weight.new_zeros(1, 3, image_size, image_size))
     finally:
         net.train(training)
         for hook in hooks:

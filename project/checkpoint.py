@@ -236,6 +236,8 @@ def load_state(model: LightningModule, checkpoint: Checkpoint) -> None:
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"checkpoint {checkpoint.path}: the weights {name!r} are not finite")
     try:
+        if hasattr(model, "fit_widths"):  # those of a pruned network are smaller
+            model.fit_widths(checkpoint.content["state_dict"])  # type: ignore[operator]
         model.load_state_dict(checkpoint.content["state_dict"])
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise does_not_fit(checkpoint, error) from error

@@ -15,6 +15,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from project import UserError, first_few, first_line
 from project.preprocessing import Fit, Preprocessing
+from project.pruning import fit_widths
 from project.state_dicts import match_names, resnet_of, unwrap
 from project.tensor_files import read_tensors
 
@@ -250,8 +251,14 @@ def load_weights(net: nn.Module, head: str, architecture: Architecture, weights:
             del state[name]
         elif "denselayer" in name:  # old weights of DenseNets have a dot in norm1 and conv1
             state[re.sub(r"(norm|conv)\.(\d)\.", r"\1\2.", name)] = state.pop(name)
-    if reason := load_body(net, head, state):
-        other = resnet_of(state)
+    reason = load_body(net, head, state)
+    other = resnet_of(state) if reason else None
+    if reason and other is None:
+        try:
+            reason = load_body(net, head, state) if fit_widths(net, state) else reason  # of a pruned network
+        except ValueError as error:
+            reason = str(error)
+    if reason:
         hint = f"they are those of {other}: use --model.arch {other}" if other else reason
         raise UserError(f"--model.weights {weights} does not fit --model.arch {architecture.arch}; {hint}")
 

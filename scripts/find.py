@@ -23,6 +23,7 @@ with quick_imports():
     from project.backbones import fit_image_size, make_net
     from project.callbacks import ProgressBar
     from project.classification.data import ImageData
+    from project.classification.distillation import Teacher
     from project.classification.head_start import HeadStart
     from project.classification.model import ResNetClassifier
     from project.cli import log, run
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size)
     data = ImageData(preprocessing, **options.data)
     model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
+    if h.teacher:
+        Teacher(h.teacher).teach(model)
     found = []
     if "batch_size" in what:
         found.append(f"--data.batch_size {find_batch_size(trainer, model, data)}")

@@ -23,6 +23,7 @@ with quick_imports():
     from project.checkpoint import load_checkpoint, load_model
     from project.classification.averaging import average_with_head_start, what_it_is
     from project.classification.data import ImageData
+    from project.classification.distillation import Teacher, keep_head, own_model
     from project.classification.evaluation import evaluate, save
     from project.classification.head_start import HeadStart
     from project.classification.model import ResNetClassifier, has_head_start
@@ -48,28 +49,41 @@ SAMPLE = [
 def main(argv: list[str] | None = None) -> Trained:
     """Train and evaluate. Raises `UserError`."""
     with start(__doc__, ImageData, ResNetClassifier, SAMPLE, argv) as this:
-        options = this.options
         head_start = HeadStart()
-        trainer = make_trainer(options.monitor, [head_start, Pictures()], **this.trainer)
-        h = options.model
-        trained = this.resumed.content["hyper_parameters"] if this.resumed else {}
-        preprocessing = trained.get("preprocessing") or preprocessing_for(h.arch, h.weights)
-        if this.resumed:  # a checkpoint brings its weights, too, and the image size that was chosen for it
-            h.weights, h.head_start = "none", False
-            options.data.image_size = options.data.image_size or preprocessing["crop_size"]
-        head_first = has_head_start(h.weights, h.head_start)
-        if trainer.max_epochs == 0 and not (head_first or this.resumed):
-            raise UserError("--max_epochs 0 fits the head alone: use pretrained weights or --model.head_start true")
-        net = make_net(h.arch, h.weights, preprocessing["crop_size"])  # before the images, for it may fail at once
-        options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size)
-        this.check_folder(trainer)
-        data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
-        model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, **h)
+        trainer = make_trainer(this.options.monitor, [head_start, Pictures()], **this.trainer)
+        data, model = build(this, trainer)
         metrics: dict[str, Any] = {}
         if fit(trainer, model, data, this):
             average_with_head_start(trainer, data)
             metrics = evaluate_best(trainer, model, data, this, head_start)
         return trained_run(this.folder or this.resumed_folder, metrics)
+
+
+def build(this: Run, trainer: Trainer) -> tuple[ImageData, ResNetClassifier]:
+    """Read the data and build the model, as the options of a run ask for. Raises `UserError`."""
+    options, h = this.options, this.options.model
+    trained = this.resumed.content["hyper_parameters"] if this.resumed else {}
+    teacher = Teacher(h.teacher, trained.get("teacher_sha256")) if h.teacher else None
+    own = own_model(h.weights, h.head_start) if teacher and not this.resumed else None
+    preprocessing = (own.hparams if own else trained).get("preprocessing") or preprocessing_for(h.arch, h.weights)
+    if this.resumed:  # a checkpoint brings its weights, too …
+        h.weights, h.head_start = "none", False
+    if this.resumed or own:  # … and the image size that was chosen for it
+        options.data.image_size = options.data.image_size or preprocessing["crop_size"]
+    head_first = has_head_start(h.weights, h.head_start)
+    if trainer.max_epochs == 0 and not (head_first or this.resumed):
+        raise UserError("--max_epochs 0 fits the head alone: use pretrained weights or --model.head_start true")
+    net = make_net(h.arch, h.weights, preprocessing["crop_size"])  # before the images, for it may fail at once
+    options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size)
+    this.check_folder(trainer)
+    data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
+    sha256 = teacher.sha256 if teacher else None
+    model = ResNetClassifier(data.class_names, data.preprocessing, data.class_weights, net, sha256, **h)
+    if teacher:
+        teacher.teach(model)
+    if own:
+        keep_head(model, own)
+    return data, model
 
 
 def train(root: str | Path | None = None, **options: Any) -> Trained:
@@ -148,7 +162,8 @@ def outcome(epochs: int, content: dict[str, Any], monitor: str, score: float, at
     """
     line = f"Best: {what_it_is(content)}, {monitor.replace('/', ' ')} {score:.4f}"
     if content["global_step"] > 0 or epochs == 0:
-        return line + (f" (the head start: {at_start[monitor]:.4f})" if at_start and epochs else "")
+        start = what_it_is({**content, "global_step": 0})
+        return line + (f" ({start}: {at_start[monitor]:.4f})" if at_start and epochs else "")
     frozen = content.get("hyper_parameters", {}).get("fine_tune") == "head"
     other = "" if frozen else f", or --config {shlex.quote(shortest(HERE.parent / 'configs/head_only.yaml'))}"
     return (

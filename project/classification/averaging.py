@@ -85,10 +85,11 @@ def read_files(best: Path) -> dict[str, dict[str, Any]]:
 def what_it_is(checkpoint: dict[str, Any]) -> str:
     """What a checkpoint is: the head start, an epoch, or an average of the two."""
     share = checkpoint.get("fine_tuned_share", 1.0)
+    start = "the start" if checkpoint.get("hyper_parameters", {}).get("teacher") else "the head start"
     if checkpoint["global_step"] == 0:
-        return "the head start"
+        return start
     epoch = f"epoch {checkpoint['epoch'] + 1}"
-    return epoch if share == 1 else f"the average of the head start ({1 - share:.0%}) and {epoch} ({share:.0%})"
+    return epoch if share == 1 else f"the average of {start} ({1 - share:.0%}) and {epoch} ({share:.0%})"
 
 
 def interpolate(start: dict[str, Tensor], tuned: dict[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from project import UserError
 from project.cache import fingerprints, load_features, save_features
 from project.classification import HEAD_START
 from project.classification.data import ImageData
@@ -67,8 +68,9 @@ class HeadStart(Callback):
         if not frozen and len(train) > MAX_IMAGES:
             train = random.Random(0).sample(train, MAX_IMAGES)
         model.to(trainer.strategy.root_device)
-        if not frozen and trainer.max_epochs != 0:
+        if not frozen and (trainer.max_epochs != 0 or model.keeps_head):
             adapt_norms(trainer, model, data, norm_samples(train, data.batch_size))
+        train = [] if model.keeps_head else train  # nothing is fitted
         features = cached_features(trainer, model, data, train + data.samples["val"])
         of_train, self.val_features = features[: len(train)], features[len(train) :]
         if frozen:
@@ -76,12 +78,16 @@ class HeadStart(Callback):
             log.info("Frozen backbone: all epochs use its features of the images, without augmentation")
         if model.head_start:
             labels, val_labels = data.labels(train), data.labels(data.samples["val"])
-            norm = model.head.linear.weight.norm()
-            set_head(trainer, model, data, (of_train, labels), (self.val_features, val_labels))
-            self.scale = 1.0 if frozen else min(1.0, (norm / model.head.linear.weight.norm()).item())
+            if not model.keeps_head:
+                norm = model.head.linear.weight.norm()
+                set_head(trainer, model, data, (of_train, labels), (self.val_features, val_labels))
+                self.scale = 1.0 if frozen else min(1.0, (norm / model.head.linear.weight.norm()).item())
             self.val_metrics = evaluate_head(trainer, model, self.val_features, val_labels)
-            top1 = self.val_metrics["val/top1"]
-            log.info(f"Head start: the new head alone, on the frozen backbone, gets val top1 {top1:.4f}")
+            done = "Head start: the new head alone, on the frozen backbone, gets"
+            done = (
+                "The head that these weights come with is kept: before training it gets" if model.keeps_head else done
+            )
+            log.info(f"{done} val top1 {self.val_metrics['val/top1']:.4f}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log and save the fitted head, before the first training step."""
@@ -184,6 +190,8 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
         for statistic in (norm.running_mean, norm.running_var):
             assert statistic is not None
             statistic.copy_(trainer.strategy.reduce(statistic, reduce_op="mean"))
+            if not statistic.isfinite().all():
+                raise UserError("the network's outputs are not finite on the training images: use other weights")
     model.train()
 
 

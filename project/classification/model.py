@@ -1,7 +1,7 @@
 """The model: a pretrained network with a new head, its loss, metrics and optimizer."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -14,14 +14,15 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from project import INFINITY, check_ranges, shortest
+from project import INFINITY, UserError, check_ranges, shortest
 from project.backbones import Head, make_net, replace_head
 from project.checkpoint import load_model, open_checkpoint
 from project.classification.datasets import eval_reader
 from project.classification.scoring import Scored
 from project.metrics import EvalMetrics, Mean, check_finite, most_probable
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
-from project.preprocessing import Preprocessing, check_preprocessing
+from project.preprocessing import Preprocessing, check_preprocessing, normalization
+from project.pruning import fit_widths
 from project.weights import find_architecture
 
 
@@ -39,6 +40,7 @@ class ResNetClassifier(Scored):
             normalizes them.
         class_weights: Weight of each class in the training loss; all 1 by default.
         net: The network, if `make_net` has already built it; otherwise it is built from `arch` and `weights`.
+        teacher_sha256: The hash of the teacher's file, if there is one; a resumed run learns from the same.
         arch: A classification network of torchvision (`resnet50`, `efficientnet_b0`, `vit_b_16`, …), or of timm:
             `timm/NAME`.
         weights: Initial weights: `DEFAULT` or a torchvision name such as `IMAGENET1K_V1`, downloaded once; the path of
@@ -56,6 +58,9 @@ class ResNetClassifier(Scored):
         label_smoothing: Fraction of the target that is spread over all classes, in training.
         head_start: Linear probing before fine-tuning (LP-FT, arXiv 2202.10054): first fit the head on the features of
             the frozen backbone, see `project/classification/head_start.py`. By default if the weights are pretrained.
+        teacher: A checkpoint of this project with the same classes, from whose probabilities the model learns besides
+            the labels, see `project/classification/distillation.py`. If `weights` are a checkpoint with these classes,
+            too, such as a pruned one, their head and preprocessing are kept, and there is no head start.
 
     Raises:
         UserError: An option is out of range; or the weights cannot be obtained, or belong to another architecture.
@@ -86,6 +91,8 @@ class ResNetClassifier(Scored):
     mean: Tensor
     std: Tensor
     class_weights: Tensor | None
+    keeps_head = False  # that the weights come with, see `keep_head`
+    teacher: Any = None  # see `Teacher`, which is no module
 
     def __init__(
         self,
@@ -93,6 +100,7 @@ class ResNetClassifier(Scored):
         preprocessing: Preprocessing,
         class_weights: list[float] | None = None,
         net: nn.Module | None = None,
+        teacher_sha256: str | None = None,
         *,
         arch: str = "resnet50",
         weights: str = "DEFAULT",
@@ -107,6 +115,7 @@ class ResNetClassifier(Scored):
         warmup_ratio: float = 0.1,
         label_smoothing: float = 0.0,
         head_start: bool | None = None,
+        teacher: str | None = None,
     ) -> None:
         super().__init__(class_names, preprocessing)
         self.save_hyperparameters(ignore="net")
@@ -116,8 +125,7 @@ class ResNetClassifier(Scored):
         self.head_name = replace_head(self.net, arch, dropout, len(class_names))
         self.net.to(memory_format=torch.channels_last)  # the memory layout in which convolutions are fastest
         # By name, because FSDP flattens all parameters before the optimizer is created.
-        parameters = self.net.named_parameters()
-        self.decayed = {name for name, parameter in parameters if parameter.ndim > 1 and name.endswith("weight")}
+        self.decayed = {name for name, p in self.net.named_parameters() if p.ndim > 1 and name.endswith("weight")}
         if self.frozen:
             self.net.requires_grad_(False)
             self.head.requires_grad_(True)
@@ -135,6 +143,8 @@ class ResNetClassifier(Scored):
         """Reject what `__init__` would, as far as possible without the weights. Raises `UserError`."""
         check_ranges("model.", cls.RANGES, options)
         find_architecture(options["arch"])
+        if options.get("teacher") is not None and options["fine_tune"] == "head":
+            raise UserError("--model.teacher: it teaches all layers; use --model.fine_tune full")
         if "preprocessing" in options:
             check_preprocessing(options["preprocessing"])
             normalization(options["preprocessing"])
@@ -153,6 +163,11 @@ class ResNetClassifier(Scored):
     def frozen(self) -> bool:
         """Whether only the head is trained."""
         return self.hparams["fine_tune"] == "head"
+
+    def fit_widths(self, state: Mapping[str, Tensor]) -> None:
+        """Cut the network to the widths of a state dict of this model, that of a pruned one. Raises `ValueError`."""
+        if fit_widths(self.net, {name.removeprefix("net."): tensor for name, tensor in state.items()}):
+            self.net.to(memory_format=torch.channels_last)
 
     def describe(self) -> str:
         """One line for the log on what is trained."""
@@ -194,6 +209,8 @@ class ResNetClassifier(Scored):
         loss = F.cross_entropy(
             logits, targets, weight=self.class_weights, label_smoothing=self.hparams["label_smoothing"]
         )
+        if self.teacher is not None:
+            loss = self.teacher.blend(loss, images, logits)
         labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
         mean_loss, top1 = self.train_metrics["loss"], self.train_metrics["top1"]
         mean_loss.update(loss.detach(), len(images))
@@ -251,14 +268,8 @@ class ResNetClassifier(Scored):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
-        groups = param_groups(
-            self.net.named_parameters(),
-            f"{self.head_name}.",
-            self.decayed,
-            h["lr"],
-            h["backbone_lr_factor"],
-            h["weight_decay"],
-        )
+        rates = (h["lr"], h["backbone_lr_factor"], h["weight_decay"])
+        groups = param_groups(self.net.named_parameters(), f"{self.head_name}.", self.decayed, *rates)
         # In mixed precision, Lightning cannot clip gradients for a fused optimizer.
         clipped = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
         fused = self.device.type in ("cpu", "cuda") and not clipped
@@ -290,12 +301,6 @@ def load(checkpoint: str | Path = "best", default_root_dir: str | Path = ".") ->
         UserError: The file is missing, damaged or unsafe, or this project did not write it.
     """
     return load_model(open_checkpoint(str(checkpoint), default_root_dir), ResNetClassifier)
-
-
-def normalization(preprocessing: Preprocessing) -> dict[str, Tensor]:
-    """The mean and standard deviation of channels from 0 to 255, each float32 `(1, 3, 1, 1)`."""
-    values = {"mean": preprocessing["mean"], "std": preprocessing["std"]}
-    return {name: 255 * torch.tensor(value).view(1, 3, 1, 1) for name, value in values.items()}
 
 
 def has_head_start(weights: str, head_start: bool | None) -> bool:

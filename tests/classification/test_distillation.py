@@ -1,0 +1,68 @@
+"""The teacher: what it adds to the loss, and which files it may be."""
+
+import shutil
+
+import pytest
+import torch
+import train
+from helpers import FAST, WEIGHTS, forged, make
+
+from project import UserError
+from project.checkpoint import load_checkpoint
+from project.classification.distillation import Teacher
+
+
+def test_the_loss_is_the_labels_and_the_teachers_softened_probabilities(trained):
+    teacher = Teacher(str(trained / "checkpoints/best.ckpt"))
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    p, q = (teacher.model(images).double() / 2).softmax(dim=1), (logits / 2).softmax(dim=1)
+    divergence = sum((a * (a / b).log()).sum() for a, b in zip(p, q, strict=True)) / 4
+    loss = teacher.blend(torch.tensor(1.5, dtype=torch.float64), images, logits)
+    assert loss.item() == pytest.approx(0.3 * 1.5 + 0.7 * 4 * divergence.item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(gradient, 0.7 * 4 / 2 * (q - p) / 4, rtol=1e-4, atol=1e-6)
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+
+
+def test_a_model_learns_from_it_in_training_alone(trained):
+    teacher = Teacher(str(trained / "checkpoints/best.ckpt"))
+    model = make()
+    with pytest.raises(UserError, match="its classes, or their order, are not those of the data"):
+        teacher.teach(model)
+    model.class_names = teacher.model.class_names
+    before = model.state_dict().keys()
+    teacher.teach(model)
+    assert model.state_dict().keys() == before and not teacher.model.training
+    assert len(list(model.parameters())) == len(list(model.net.parameters()))
+    model.train()
+    assert not teacher.model.training
+
+
+def test_a_student_of_another_kind_gets_a_head_start_and_learns_from_it(trained, tmp_path, caplog):
+    caplog.set_level("INFO", logger="project")
+    options = [*FAST, WEIGHTS, f"--data.root={trained.parents[1] / 'data'}", "--limit_test_batches=0"]
+    heads = []
+    for teaching in ([], [f"--model.teacher={trained / 'checkpoints/best.ckpt'}"]):
+        run = train.main([*options, f"--default_root_dir={tmp_path / str(len(heads))}", *teaching])
+        heads.append(load_checkpoint(run.folder / "checkpoints/last.ckpt").content["state_dict"]["net.fc.1.weight"])
+    assert caplog.text.count("Head start: ") == 2 and not torch.equal(*heads)
+
+
+def test_a_teacher_that_is_gone_changed_or_unusable_is_one_line(fails, trained, tmp_path):
+    good, teacher = trained / "checkpoints/best.ckpt", tmp_path / "teacher.ckpt"
+    data = f"--data.root={trained.parents[1] / 'data'}"
+    options = [*FAST, data, f"--default_root_dir={tmp_path}", f"--model.teacher={teacher}", f"--model.weights={good}"]
+    assert f"--model.teacher: checkpoint {teacher}: no such file" in fails(train.main, *options)
+    teacher.write_text("hello")
+    assert "--model.teacher: checkpoint" in fails(train.main, *options)
+    shutil.copy(good, teacher)
+    assert "it teaches all layers; use --model.fine_tune full" in fails(train.main, *options, "--model.fine_tune=head")
+    train.main(options)
+    again = ["--ckpt_path=last", f"--default_root_dir={tmp_path}", "--max_epochs=2"]
+    teacher.rename(tmp_path / "moved.ckpt")
+    assert f"--model.teacher: checkpoint {teacher}: no such file" in fails(train.main, *again)
+    forged(trained, teacher, lambda state: state["net.fc.1.bias"].add_(1))
+    assert "not the file that the run has learned from so far (sha256 " in fails(train.main, *again)
+    train.main([*again, f"--model.teacher={tmp_path / 'moved.ckpt'}"])
+    assert load_checkpoint(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").content["epoch"] == 1

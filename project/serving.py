@@ -25,7 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from project import PACKAGE, UserError, as_utf8, decoding, first_few
+from project import PACKAGE, UserError, as_utf8, decoding, first_few, first_line
 from project.batching import Batches
 from project.exported import Exported, num_cores
 from project.images import load_for_evaluation
@@ -97,9 +97,12 @@ class Service:
         digest = hashlib.sha256(Path(model.path).read_bytes()).hexdigest()
         file = as_utf8(Path(model.path).name)
         self.identity = Identity(file=file, sha256=digest, precision=model.precision, runtime=model.runtime)
-        first = model(np.zeros((1, self.size, self.size, 3), np.uint8))
-        if not np.allclose(first.sum(), 1, atol=1e-3):  # also if it is no number
-            raise UserError(f"model {model.path}: its probabilities of a black image sum up to {first.sum()}, not to 1")
+        try:
+            first = model(np.zeros((2, self.size, self.size, 3), np.uint8))
+        except Exception as error:  # of the runtime's own types
+            raise UserError(f"model {model.path}: does not answer for a batch of 2 ({first_line(error)})") from error
+        if len(first) != 2 or not np.allclose(first.sum(1), 1, atol=1e-3):  # also if it is no number
+            raise UserError(f"model {model.path}: its answers are no probabilities: they do not sum up to 1")
         self.metrics = Metrics()
         self.batches = Batches(model, self.metrics.batches.observe)
         self.decoders = ThreadPoolExecutor(num_cores())

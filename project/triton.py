@@ -51,7 +51,7 @@ def write_triton(model_path: str | Path, folder: str | Path) -> Path:
         shutil.copyfile(model_path, place / "1/model.onnx")
         labels = "".join(f"{printable(label)}\n" for label in model.class_names)
         (place / "labels.txt").write_text(labels, encoding="utf-8")
-        (place / "config.pbtxt").write_text(config)  # last: without it, Triton does not load the folder
+        (place / "config.pbtxt").write_text(config)
     except OSError as error:
         raise UserError(f"cannot write {place} ({error.strerror})") from error
     return place

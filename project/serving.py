@@ -137,6 +137,28 @@ class Service:
         finally:
             self.held -= copies * buffer.tell()
 
+    async def answer(self, request: Request, top_k: int) -> Answer:
+        """The answer to a request. Raises `HTTPException`, and `ClientDisconnect` if nobody waits for it."""
+        async with self.body(request) as body:
+            files = files_of(request, body)
+            predictions = await unless_gone(request, self.predict(files, top_k))
+        errors = [f"{one.file}: {one.error}" if one.file else one.error for one in predictions if one.error]
+        # RFC 7240: whoever prefers lenient handling finds the errors in the answer
+        if len(errors) == len(files) and "handling=lenient" not in request.headers.get("prefer", ""):
+            raise HTTPException(422, first_few(errors))
+        return Answer(model=self.identity, predictions=predictions)
+
+    def health(self) -> Health:
+        """The model and its limits."""
+        return Health(
+            status="ok",
+            model=self.identity,
+            classes=len(self.names),
+            image_size=self.size,
+            threshold=self.model.threshold,
+            max_upload=self.max_upload,
+        )
+
     async def predict(self, files: list[tuple[str | None, bytes]], top_k: int) -> list[Prediction]:
         """A prediction for each file, given as name and content. Raises `HTTPException` (503)."""
         if self.waiting + len(files) > self.max_waiting:
@@ -223,11 +245,6 @@ async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
             task.cancel()
 
 
-def page(name: str) -> Callable[[], FileResponse]:
-    """A function that answers with a static file."""
-    return lambda: FileResponse(STATIC / name)
-
-
 UPLOAD = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": UPLOAD["schema"]}}}}
 REASONS = {
@@ -249,9 +266,9 @@ def make_app(model: Exported, max_upload: int) -> FastAPI:
     """The web application. Raises `UserError` if the model's first answer is no probabilities."""
     service = Service(model, max_upload)
     num_classes = len(model.class_names)
+    few = min(5, num_classes)
     app = FastAPI(title="Image classifier", description=service.identity.file, docs_url=None, redoc_url=None)
     app.add_middleware(Watched, metrics=service.metrics, paths={"/", "/predict", "/health", "/metrics", "/docs"})
-    app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.post(
         "/predict",
@@ -261,34 +278,16 @@ def make_app(model: Exported, max_upload: int) -> FastAPI:
         response_model=Answer,
         response_model_exclude_none=True,
     )
-    async def predict(
-        request: Request, top_k: Annotated[int, Query(ge=1, le=num_classes)] = min(5, num_classes)
-    ) -> Any:
-        async with service.body(request) as body:
-            files = files_of(request, body)
-            predictions = await unless_gone(request, service.predict(files, top_k))
-        errors = [f"{one.file}: {one.error}" if one.file else one.error for one in predictions if one.error]
-        if len(errors) == len(files):
-            raise HTTPException(422, first_few(errors))
-        return Answer(model=service.identity, predictions=predictions)
+    async def predict(request: Request, top_k: Annotated[int, Query(ge=1, le=num_classes)] = few) -> Any:
+        return await service.answer(request, top_k)
 
     @app.get("/health", summary="Whether the server answers, and with which model")
     async def health() -> Health:
-        return Health(
-            status="ok",
-            model=service.identity,
-            classes=num_classes,
-            image_size=service.size,
-            threshold=model.threshold,
-            max_upload=max_upload,
-        )
+        return service.health()
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    for path, name in {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "favicon.svg"}.items():
-        app.add_api_route(path, page(name), include_in_schema=False)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -298,4 +297,16 @@ def make_app(model: Exported, max_upload: int) -> FastAPI:
     async def disconnected(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=499)  # nobody reads it, but it is counted
 
+    add_pages(app)
     return app
+
+
+def add_pages(app: FastAPI) -> None:
+    """The pages for people, all of whose parts are in `STATIC`."""
+    app.mount("/static", StaticFiles(directory=STATIC))
+
+    def page(name: str) -> Callable[[], FileResponse]:
+        return lambda: FileResponse(STATIC / name)
+
+    for path, name in {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "favicon.svg"}.items():
+        app.add_api_route(path, page(name), include_in_schema=False)

@@ -23,23 +23,23 @@ function table(parent, title, rows) {
 
 function limits(schema) {
   const ends = schema.minimum === undefined ? "" : ` from ${schema.minimum} to ${schema.maximum}`;
-  return `${schema.type}${ends}, by default ${schema.default}`;
+  return `${schema.type}${ends}${schema.default === undefined ? "" : `, by default ${schema.default}`}`;
 }
 
 function fields(schema, all) {
   const name = schema.$ref ? schema.$ref.split("/").pop() : "";
   if (name) return Object.entries(all[name].properties).map(([key, part]) => [key, fields(part, all)]);
-  if (schema.items) return [["each", fields(schema.items, all)]];
+  if (schema.items) return fields(schema.items, all);
   return (schema.anyOf || [schema]).map((part) => part.type).join(" or ");
 }
 
 function tree(parent, part) {
-  const list = add(parent, "ul", "", "fields");
+  const list = add(parent, "ul", "");
   for (const [name, inner] of part) {
     const item = add(list, "li", "");
     add(item, "code", name);
-    if (typeof inner === "string") add(item, "span", inner);
-    else tree(item, inner);
+    if (typeof inner === "string") item.append(` ${inner}`);
+    else tree(item, inner); // of an object, or of each part of a list
   }
 }
 
@@ -54,8 +54,8 @@ function show(path, method, operation, schemas) {
   table(section, "In the address", (operation.parameters || []).map((one) => [one.name, limits(one.schema)]));
   table(section, "Body", Object.keys((operation.requestBody || { content: {} }).content).map((kind) => [kind]));
   table(section, "Answers", Object.entries(operation.responses).map(([code, one]) => [code, one.description]));
-  const answer = operation.responses["200"].content["application/json"];
-  if (answer && answer.schema.$ref) {
+  const answer = operation.responses["200"].content?.["application/json"];
+  if (answer?.schema.$ref) {
     add(section, "h3", "Fields of the answer");
     tree(section, fields(answer.schema, schemas));
   }

@@ -5,6 +5,8 @@ const drop = document.getElementById("drop");
 const choose = document.getElementById("choose");
 const results = document.getElementById("results");
 const MAX_SHOWN = 100;
+// Lenient: an image that cannot be read is part of the answer; browsers log a failure (422) as one of the page
+const HEADERS = { "Content-Type": "image/*", Prefer: "handling=lenient" };
 let maxUpload = Infinity;
 let queue = Promise.resolve();
 
@@ -22,13 +24,15 @@ async function ask(file) {
   if (file.size > maxUpload) throw new Error(`the file is larger than ${maxUpload / 1e6} MB`);
   let response;
   try {
-    response = await fetch("/predict", { method: "POST", body: file, headers: { "Content-Type": "image/*" } });
+    response = await fetch("/predict", { method: "POST", body: file, headers: HEADERS });
   } catch {
     throw new Error("no answer from the server");
   }
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.detail);
-  return answer.predictions[0];
+  const [prediction] = answer.predictions;
+  if (prediction.error) throw new Error(prediction.error);
+  return prediction;
 }
 
 async function show(file) {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from project.decoding import decoded, opened
+from project.decoding import Source, decoded, opened
 from project.pixels import VALUES, Picture, rows_of, tag
 from project.preprocessing import WHITE, Preprocessing, mean_colour, resample_filter, scaled_size
 
@@ -87,13 +87,13 @@ def load_crop(
     return _on_square(part, size, ((size - result[0]) // 2, (size - result[1]) // 2), fill)
 
 
-def load_for_evaluation(path: str | Path, preprocessing: Preprocessing) -> np.ndarray:
+def load_for_evaluation(source: Source, preprocessing: Preprocessing) -> np.ndarray:
     """Decode one file as the weights expect it in evaluation: uint8 `(crop_size, crop_size, 3)`. Raises `BadImage`.
 
-    A JPEG is decoded no larger than necessary.
+    A JPEG is decoded no larger than necessary. In place of the file's path, its content can be given.
     """
     side, size, fit = preprocessing["resize_size"], preprocessing["crop_size"], preprocessing.get("fit", "crop")
-    with opened(path) as image:
+    with opened(source) as image:
         picture = Picture(image, preprocessing.get("white") or WHITE)
         least = scaled_size(*picture.size, side, fit) if fit == "pad" else (side, side)
         with decoded(image, *picture.as_stored(*least)):

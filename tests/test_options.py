@@ -161,6 +161,10 @@ def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path)
         ([f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}", "--model.arch=resnet50"], "resnet18"),
         (["--max_time=soon"], "--max_time soon: must be DD:HH:MM:SS"),
         (["--accelerator=gpu"], "No supported gpu backend"),
+        (["--precision=bf16-true"], "--precision bf16-true: weights of half the bits lose the small steps of fine-"),
+        (["--precision=16-true"], "; 16-mixed computes with half the bits, too, but keeps the weights"),
+        (["--precision=transformer-engine"], "transformer"),
+        (["--data.batch_size=1"], "BatchNorm, which cannot train on one image of 32 x 32 pixels: use at least 2, or a"),
     ],
     ids=str,
 )

@@ -68,6 +68,8 @@ class Parser(ArgumentParser):
             return super().parse_args(*args, **kwargs)
         except (UnicodeDecodeError, OSError) as error:  # raised for a file given with --config
             self.error(f"--config: cannot be read as YAML in UTF-8 ({error})")
+        except (UnicodeEncodeError, OverflowError) as error:  # for a number of hundreds of digits, for example
+            self.error(f"a value cannot be used ({error})")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line on what is wrong with the options, and exit with status 2."""
@@ -77,7 +79,7 @@ class Parser(ArgumentParser):
             choices = wrong[2].replace("'", "").split(", ")
             text = f"--{wrong[1]} {wrong[3]}: must be one of {', '.join(choices)}{nearest(wrong[3], choices)}"
         elif wrong := re.match(r'Parser key "([\w.]+)": Expected an? (.*)\. Got value: (.*)', text) or re.match(
-            r'Parser key "([\w.]+)": .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)', text
+            r'Parser key "([\w.]+)": .* Subtypes: \[(.*)\] Errors: .* Given value: ?(.*)', text
         ):
             types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", wrong[2]).replace("typing.", "")
             text = f"--{wrong[1]} {wrong[3]}: must be of type {types.replace('NoneType', 'null')}"

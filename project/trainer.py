@@ -115,7 +115,17 @@ def keep_freed_memory() -> None:
 
 
 def choose_precision(precision: str, accelerator: Any) -> str:
-    """Resolve `auto`: bf16-mixed if the device is fast at it, 16-mixed on older CUDA devices, otherwise 32-true."""
+    """Resolve `auto`: bf16-mixed if the device is fast at it, 16-mixed on older CUDA devices, otherwise 32-true.
+
+    Raises:
+        UserError: The weights themselves would have half the bits.
+    """
+    if precision in ("bf16-true", "16-true"):
+        mixed = precision.replace("true", "mixed")
+        raise UserError(
+            f"--precision {precision}: weights of half the bits lose the small steps of fine-tuning; {mixed} computes "
+            "with half the bits, too, but keeps the weights"
+        )
     if precision != "auto":
         return precision
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():

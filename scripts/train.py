@@ -74,7 +74,8 @@ def build(this: Run, trainer: Trainer) -> tuple[ImageData, ResNetClassifier]:
     if trainer.max_epochs == 0 and not (head_first or this.resumed):
         raise UserError("--max_epochs 0 fits the head alone: use pretrained weights or --model.head_start true")
     net = make_net(h.arch, h.weights, preprocessing["crop_size"])  # before the images, for it may fail at once
-    options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size)
+    single = options.data.batch_size == 1 and h.fine_tune == "full"
+    options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size, single)
     this.check_folder(trainer)
     data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
     sha256 = teacher.sha256 if teacher else None

@@ -6,6 +6,7 @@ gets the bytes of the image as they are; and kernels are rounded such that their
 
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,40 +79,45 @@ def quantize(source: Path, target: Path, images: np.ndarray, recipe: Recipe, red
     model = onnx.load(source)
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     kept = [node.name for node in model.graph.node if node.op_type in LAST]
-    options: dict[str, Any] = {}
+    ranges: dict[str, Any] = {}
     if recipe.first_in_fp32:
         kept += convolutions[:1]
     elif names := feed_bytes(model):
         kept += names[1:]
-        ranges = {"rmin": np.float32(0), "rmax": np.float32(255), "quant_type": QuantType.QUInt8}
-        options["TensorQuantOverrides"] = {names[0]: [ranges]}
+        ranges[names[0]] = [{"rmin": np.float32(0), "rmax": np.float32(255), "quant_type": QuantType.QUInt8}]
     if not reduce_range:
         round_kernels(model)
-    model.metadata_props.add(key=PREPARED[0], value=PREPARED[1])
-    with tempfile.TemporaryDirectory() as folder:
-        prepared, result = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, prepared)
-        try:
-            quantize_static(
-                prepared,
-                result,
-                Batches(images),  # type: ignore[arg-type]
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                reduce_range=reduce_range,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=kept,
-                extra_options=options,
-            )
-        except Exception as error:  # of many types
-            raise UserError(f"{source}: ONNX Runtime cannot quantize it ({first_line(error)})") from error
-        quantized = onnx.load(result)
-    for entry in [entry for entry in quantized.metadata_props if entry.key in (PREPARED[0], "onnx.infer")]:
-        quantized.metadata_props.remove(entry)
+    options = {
+        "quant_format": QuantFormat.QDQ,
+        "per_channel": True,
+        "reduce_range": reduce_range,
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+        "nodes_to_exclude": kept,
+        "extra_options": {"TensorQuantOverrides": ranges},
+    }
+    try:
+        quantized = run_quantizer(quantize_static, model, Batches(images), options)
+    except Exception as error:  # of many types
+        raise UserError(f"{source}: ONNX Runtime cannot quantize it ({first_line(error)})") from error
     with whole(target) as file:
         file.write(quantized.SerializeToString())
     return len({*convolutions} - {*kept})
+
+
+def run_quantizer(quantize_static: Any, model: Any, images: Batches, options: dict[str, Any]) -> Any:
+    """Call ONNX Runtime's quantizer, which reads and writes files. Returns the ONNX model."""
+    import onnx
+
+    model.metadata_props.add(key=PREPARED[0], value=PREPARED[1])
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, source)
+        quantize_static(source, target, images, **options)
+        quantized = onnx.load(target)
+    for entry in [entry for entry in quantized.metadata_props if entry.key in (PREPARED[0], "onnx.infer")]:
+        quantized.metadata_props.remove(entry)
+    return quantized
 
 
 def feed_bytes(model: Any) -> list[str]:
@@ -130,27 +136,17 @@ def feed_bytes(model: Any) -> list[str]:
 
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = list(graph.node)
-    transpose, cast, subtract, first, *_ = nodes
-    if [node.op_type for node in nodes[:4]] != ["Transpose", "Cast", "Sub", "Conv"]:
+    if not begins_as_expected(graph):
         return []
-    if [transpose.output[0], cast.output[0], subtract.output[0]] != [node.input[0] for node in (cast, subtract, first)]:
-        return []
-    attributes = {attribute.name: attribute for attribute in first.attribute}
-    explicit = "auto_pad" not in attributes or attributes["auto_pad"].s == b"NOTSET"
-    if len(first.input) < 3 or "pads" not in attributes or not explicit:
-        return []
-
-    def replace(name: str, value: np.ndarray) -> None:
-        constants[name].CopyFrom(numpy_helper.from_array(value, name))
-
+    transpose, cast, subtract, first, *rest = graph.node
     mean = numpy_helper.to_array(constants[subtract.input[1]]).ravel()
     kernel, bias = (numpy_helper.to_array(constants[name]) for name in first.input[1:3])
-    replace(first.input[2], bias - np.einsum("oihw,i->o", kernel, mean).astype(np.float32))
-    top, left, bottom, right = attributes["pads"].ints
-    attributes["pads"].CopyFrom(helper.make_attribute("pads", [0, 0, 0, 0]))
-    border = np.array([0, 0, top, left, 0, 0, bottom, right])
-    graph.initializer.append(numpy_helper.from_array(border, "border"))
+    bias = bias - np.einsum("oihw,i->o", kernel, mean).astype(np.float32)
+    constants[first.input[2]].CopyFrom(numpy_helper.from_array(bias, first.input[2]))
+    pads = next(attribute for attribute in first.attribute if attribute.name == "pads")
+    top, left, bottom, right = pads.ints
+    pads.CopyFrom(helper.make_attribute("pads", [0, 0, 0, 0]))
+    graph.initializer.append(numpy_helper.from_array(np.array([0, 0, top, left, 0, 0, bottom, right]), "border"))
     channels = [f"channel_{i}" for i in range(3)]
     added = [helper.make_node("Split", transpose.output, channels, "split", axis=1, num_outputs=3)]
     for channel, value in zip(channels, mean, strict=True):
@@ -160,9 +156,21 @@ def feed_bytes(model: Any) -> list[str]:
     added.append(helper.make_node("Concat", [f"{c}_padded" for c in channels], ["padded"], "concat", axis=1))
     cast.input[0], first.input[0] = "padded", cast.output[0]
     graph.initializer.remove(constants[subtract.input[1]])
+    nodes = [transpose, *added, cast, first, *rest]
     del graph.node[:], graph.value_info[:]
-    graph.node.extend([transpose, *added, cast, first, *nodes[4:]])
+    graph.node.extend(nodes)
     return [cast.output[0], *(node.name for node in added)]
+
+
+def begins_as_expected(graph: Any) -> bool:
+    """Whether images go through Transpose, Cast and Sub to a convolution with a bias and explicit padding."""
+    nodes = graph.node[:4]
+    if [node.op_type for node in nodes] != ["Transpose", "Cast", "Sub", "Conv"]:
+        return False
+    chained = all(a.output[0] == b.input[0] for a, b in pairwise(nodes))
+    attributes = {attribute.name: attribute for attribute in nodes[3].attribute}
+    explicit = "auto_pad" not in attributes or attributes["auto_pad"].s == b"NOTSET"
+    return chained and explicit and len(nodes[3].input) == 3 and "pads" in attributes
 
 
 def round_kernels(model: Any) -> None:

@@ -9,7 +9,6 @@ of some of them.
 Each evaluation writes to a new folder: metrics, confusion matrix, the prediction for each image, and which are wrong.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +21,13 @@ with quick_imports():
     from project import UserError, shortest
     from project.checkpoint import Checkpoint, load_model, open_checkpoint
     from project.classification import evaluation
-    from project.classification.data import ImageData
+    from project.classification.data import data_of
     from project.classification.model import ResNetClassifier
     from project.classification.scoring import ExportedClassifier, Scored
     from project.cli import Parser, add_model_options, is_exported, log, run, set_up_messages
     from project.exported import Exported
     from project.failures import user_errors
     from project.files import check_writable, create_first, numbered
-    from project.listing import expanded
     from project.options import as_argv
     from project.results import check_unused, evaluation_name, evaluations_folder, is_same, origin
     from project.trainer import inference_trainer
@@ -87,7 +85,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     check_writable(folder, "--output")
     trainer = inference_trainer(args, args.devices)
     config = checkpoint.content["config"]["data"]
-    data = load_data(args, model, config)
+    data = data_of(args.ckpt, config, vars(args.data), model.preprocessing, model.class_names)
     other = not is_same(data.root, config.get("root"))
     data.choose_test_split(("all" if other else "test") if args.split == "auto" else args.split)
     log.info(data.describe())
@@ -120,31 +118,6 @@ def exported_model(args: Namespace) -> tuple[Checkpoint, Scored, dict[str, Any]]
     args.accelerator, args.precision = "cpu", "32-true"  # for the metrics
     runs_in = {"precision": exported.precision, "runtime": exported.runtime}
     return Checkpoint(args.ckpt, {"config": {"data": {}}}), ExportedClassifier(exported), runs_in
-
-
-def load_data(args: Namespace, model: Scored, config: dict[str, Any]) -> ImageData:
-    """The data as in training, including its splits, except for the options given here.
-
-    Args:
-        args: The options of this script.
-        model: Its classes are those of the data, and its preprocessing is used.
-        config: The options of the data in training.
-
-    Raises:
-        UserError: The data cannot be used, or is not where it was in training.
-    """
-    given = {name: value for name, value in vars(args.data).items() if value is not None}
-    kept = {name: value for name, value in config.items() if name not in ImageData.REMOVED}
-    options = {**kept, "num_workers": None, **given, "image_size": model.preprocessing["crop_size"]}
-    if "root" not in given and not os.path.exists(expanded(str(options.get("root")))):
-        raise UserError(
-            f"{options.get('root')}: no such folder or file: the checkpoint was trained on it; name where it is now "
-            "with --data.root, and --split test"
-        )
-    try:
-        return ImageData(model.preprocessing, class_names=model.class_names, **options)
-    except TypeError as error:
-        raise UserError(f"checkpoint {args.ckpt} was written by another version of this project ({error})") from error
 
 
 def cli() -> None:

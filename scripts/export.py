@@ -33,8 +33,8 @@ with quick_imports():
     from project.classification.model import ResNetClassifier
     from project.cli import Parser, log, run
     from project.exported import num_cores
+    from project.failures import user_errors
     from project.files import check_writable, create_first, numbered, write_text
-    from project.safety import user_errors
     from project.timing import machine
 
 HERE = Path(__file__).resolve().parent

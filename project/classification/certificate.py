@@ -15,6 +15,7 @@ MIN_AGREEMENT = 0.98  # share of the images that must get the same first class
 SURE_AGREEMENT = 0.99  # what a faster recipe must reach, or a more careful one is tried
 MAX_DIFFERENCE = 1e-4  # of a probability, in fp32
 WORST = 10  # images that are listed
+SUMMARIES = {"max": np.max, "p99": lambda values: np.percentile(values, 99), "mean": np.mean}
 
 
 def comparison(
@@ -53,22 +54,14 @@ def comparison(
         **metrics_of(after, labels, class_names, split),
         "agreement": same / len(labels),
         "agreement_interval": wilson_interval(same, len(labels)),
-        "difference": {
-            "max": float(difference.max()),
-            "p99": float(np.percentile(difference, 99)),
-            "mean": float(difference.mean()),
-        },
+        "difference": {name: float(f(difference)) for name, f in SUMMARIES.items()},
         "top1_drop": float(right[0].mean() - right[1].mean()),
         "top1_drop_at_most": drop_bound(int(lost.sum()), int(won.sum()), len(labels)),
         "by_class": by_class,
         "worst": [
-            {
-                "path": samples[i][0],
-                "label": samples[i][1],
-                "before": class_names[first[0][i]],
-                "after": class_names[first[1][i]],
-                "difference": float(difference[i]),
-            }
+            dict(zip(("path", "label"), samples[i], strict=True))
+            | {when: class_names[predicted[i]] for when, predicted in zip(("before", "after"), first, strict=True)}
+            | {"difference": float(difference[i])}
             for i in np.argsort(-difference, kind="stable")[:WORST]
         ],
     }

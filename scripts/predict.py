@@ -130,7 +130,7 @@ def exported_model(args: Any) -> Model:
     def classify(paths: list[str]) -> tuple[np.ndarray, list[str]]:
         threads = min(8, num_cores()) if args.num_workers is None else args.num_workers
         found = in_threads(read, paths, max(threads, 1), 2 * args.batch_size)
-        probabilities, errors = [], []
+        probabilities, errors = [], list[str]()
         while batch := list(islice(found, args.batch_size)):
             images, reasons = zip(*batch, strict=True)
             probabilities.append(model(np.stack(images)))

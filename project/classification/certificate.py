@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ MIN_AGREEMENT = 0.98  # share of the images that must get the same first class
 SURE_AGREEMENT = 0.99  # what a faster recipe must reach, or a more careful one is tried
 MAX_DIFFERENCE = 1e-4  # of a probability, in fp32
 WORST = 10  # images that are listed
-SUMMARIES = {"max": np.max, "p99": lambda values: np.percentile(values, 99), "mean": np.mean}
+SUMMARIES: dict[str, Callable[[np.ndarray], Any]] = {
+    "max": np.max,
+    "p99": lambda values: np.percentile(values, 99),
+    "mean": np.mean,
+}
 
 
 def comparison(
@@ -42,11 +47,9 @@ def comparison(
     difference = np.abs(before - after).max(axis=1)
     right = [predicted == labels for predicted in first]
     lost, won = right[0] & ~right[1], ~right[0] & right[1]
+    flips = {"lost": lost, "won": won}
     by_class = {
-        name: {
-            "lost": [samples[i][0] for i in np.flatnonzero(lost & (labels == k))],
-            "won": [samples[i][0] for i in np.flatnonzero(won & (labels == k))],
-        }
+        name: {kind: [samples[i][0] for i in np.flatnonzero(flip & (labels == k))] for kind, flip in flips.items()}
         for k, name in enumerate(class_names)
         if (labels == k).any()
     }

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def comparison(
         **metrics_of(after, labels, class_names, split),
         "agreement": same / len(labels),
         "agreement_interval": wilson_interval(same, len(labels)),
-        "difference": {name: float(f(difference)) for name, f in SUMMARIES.items()},
+        "difference": {"max": float(difference.max()), "mean": float(difference.mean())},
         "top1_drop": float(right[0].mean() - right[1].mean()),
         "top1_drop_at_most": drop_bound(int(lost.sum()), int(won.sum()), len(labels)),
         "by_class": by_class,

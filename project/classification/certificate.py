@@ -15,11 +15,6 @@ MIN_AGREEMENT = 0.98  # share of the images that must get the same first class
 SURE_AGREEMENT = 0.99  # what a faster recipe must reach, or a more careful one is tried
 MAX_DIFFERENCE = 1e-4  # of a probability, in fp32
 WORST = 10  # images that are listed
-SUMMARIES: dict[str, Callable[[np.ndarray], Any]] = {
-    "max": np.max,
-    "p99": lambda values: np.percentile(values, 99),
-    "mean": np.mean,
-}
 
 
 def comparison(

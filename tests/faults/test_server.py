@@ -1,6 +1,5 @@
-"""Attacks on the server: each is answered with 4xx or 503 and a reason, others are served, memory and log stay small."""
+"""Attacks on the server: answered with 4xx or 503 and a reason, while others are served; memory and log stay small."""
 
-import io
 import random
 import re
 import socket

@@ -5,6 +5,7 @@ same name: `fc` in a ResNet, `classifier.3` in a MobileNet, `heads.head` in a Vi
 while its head is bypassed, features `(B, F)`: what the head would get. All else is the backbone, whatever is in it.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -97,7 +98,9 @@ def replace_head(net: nn.Module, arch: str, dropout: float, num_classes: int) ->
     return name
 
 
-def fit_image_size(net: nn.Module, arch: str, preprocessing: Preprocessing, image_size: int | None) -> int | None:
+def fit_image_size(
+    net: nn.Module, arch: str, preprocessing: Preprocessing, image_size: int | None, single: bool = False
+) -> int | None:
     """Check that a network takes images of this size.
 
     Args:
@@ -105,20 +108,46 @@ def fit_image_size(net: nn.Module, arch: str, preprocessing: Preprocessing, imag
         arch: Its name.
         preprocessing: That of its weights.
         image_size: Side of the images in pixels, or None to choose it from the images.
+        single: Whether it is to be trained on batches of one image.
 
     Returns:
         `image_size`; for None, the network's own size if it does not take smaller images.
 
     Raises:
-        UserError: It does not take them.
+        UserError: It does not take them, or not one by one.
     """
     own = preprocessing["crop_size"]
+    if single:
+        check_single_images(net, arch, image_size or SMALLEST_CHOICE)
     if image_size == own or takes(net, image_size or SMALLEST_CHOICE):
         return image_size
     if image_size is None and takes(net, own):
         return own
     size = image_size or own
     raise UserError(f"--data.image_size {size}: {arch} takes no images of this size; its own is {own} x {own} pixels")
+
+
+@torch.no_grad()
+def check_single_images(net: nn.Module, arch: str, image_size: int) -> None:
+    """Check that all layers of a network can be trained on batches of one image.
+
+    Args:
+        net: The network, which stays as it is.
+        arch: Its name.
+        image_size: Side of the images in pixels.
+
+    Raises:
+        UserError: BatchNorm, which needs more than one value, gets one per channel.
+    """
+    try:
+        copy.deepcopy(net).train()(torch.zeros(1, 3, image_size, image_size))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"--data.batch_size 1: {arch} has BatchNorm, which cannot train on one image of {image_size} x "
+            f"{image_size} pixels: use at least 2, or a larger --data.image_size"
+        ) from error
 
 
 @torch.no_grad()

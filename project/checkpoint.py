@@ -12,7 +12,8 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 
 from project import UserError, first_few, first_line
-from project.files import has_values, read_tensors, whole
+from project.files import whole
+from project.tensor_files import has_values, read_tensors
 
 Module = TypeVar("Module", bound=LightningModule)
 

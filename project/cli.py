@@ -1,4 +1,4 @@
-"""What all scripts share: a command line with one-line errors, exit statuses and log messages."""
+"""What all scripts share: a command line with one-line errors, exit statuses and log messages. Imports no torch."""
 
 import argparse
 import difflib
@@ -12,18 +12,14 @@ import shlex
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from project import UserError, printable
-from project.lightning_internals import QUIET_LOGGERS, QUIET_WARNINGS
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +68,8 @@ class Parser(ArgumentParser):
             return super().parse_args(*args, **kwargs)
         except (UnicodeDecodeError, OSError) as error:  # raised for a file given with --config
             self.error(f"--config: cannot be read as YAML in UTF-8 ({error})")
+        except (UnicodeEncodeError, OverflowError) as error:  # for a number of hundreds of digits, for example
+            self.error(f"a value cannot be used ({error})")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line on what is wrong with the options, and exit with status 2."""
@@ -81,7 +79,7 @@ class Parser(ArgumentParser):
             choices = wrong[2].replace("'", "").split(", ")
             text = f"--{wrong[1]} {wrong[3]}: must be one of {', '.join(choices)}{nearest(wrong[3], choices)}"
         elif wrong := re.match(r'Parser key "([\w.]+)": Expected an? (.*)\. Got value: (.*)', text) or re.match(
-            r'Parser key "([\w.]+)": .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)', text
+            r'Parser key "([\w.]+)": .* Subtypes: \[(.*)\] Errors: .* Given value: ?(.*)', text
         ):
             types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", wrong[2]).replace("typing.", "")
             text = f"--{wrong[1]} {wrong[3]}: must be of type {types.replace('NoneType', 'null')}"
@@ -98,6 +96,35 @@ class Parser(ArgumentParser):
         elif wrong := re.search(r"Option '([\w.]+)' is not accepted", text):
             text += nearest(wrong[1], options)
         self.exit(2, f"{self.prog}: error: {printable(text)}\n")
+
+
+def add_model_options(parser: Parser) -> None:
+    """Add the options for what is to be run, and on what: a checkpoint by Lightning, or an exported model."""
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        type=str,
+        help="checkpoint of scripts/train.py, or `best` or `last` of the newest run; or an exported model.onnx",
+    )
+    parser.add_argument("--default_root_dir", type=str, default=".", help="where to look for the newest run")
+    parser.add_argument(
+        "--accelerator", type=str, default="auto", help="cpu, gpu, mps, …; `auto` picks the best available"
+    )
+    parser.add_argument("--precision", type=str, default="auto", help="`auto`, or one of Lightning's values")
+    parser.add_argument(
+        "--runtime", type=Literal["onnxruntime", "openvino"] | None, help="what runs model.onnx (default: onnxruntime)"
+    )
+
+
+def is_exported(args: Any) -> bool:
+    """Whether `--ckpt` names an exported model. Raises `UserError` for options that do not apply to such a file."""
+    exported = args.ckpt.lower().endswith(".onnx")
+    for_checkpoints = {"accelerator": "auto", "precision": "auto", "devices": 1}
+    for name, default in (for_checkpoints if exported else {"runtime": None}).items():
+        if (value := getattr(args, name, default)) != default:
+            kind = "an exported model runs on the CPU as it is" if exported else "a checkpoint is run by PyTorch"
+            raise UserError(f"--{name} {value}: does not apply to {args.ckpt}: {kind}")
+    return exported
 
 
 class Help(argparse.Action):
@@ -158,7 +185,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more at exit
             sys.exit(128 + 13 if error.errno == errno.EPIPE else f"{script}: error: cannot write ({error.strerror})")
-        if not isinstance(error, UserError | MisconfigurationException):
+        if not is_for_the_user(error):
             raise
         text = str(error).strip()
         if "Original Traceback" in text:  # raised in a data worker; the last line is the original message
@@ -208,12 +235,21 @@ class StderrHandler(logging.StreamHandler):
 
 
 def set_up_messages() -> None:
-    """Log to stderr, from all ranks but 0 only errors, and silence Lightning's advice on what is settled here."""
+    """Log to stderr, from all ranks but 0 only errors."""
     ours = logging.getLogger("project")
     if not ours.handlers:
         ours.addHandler(StderrHandler())
-    ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.ERROR)
-    for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in QUIET_WARNINGS:
-        warnings.filterwarnings("ignore", f".*{text}")
+    rank = getattr(of_lightning("pytorch.utilities.rank_zero", "rank_zero_only"), "rank", 0)
+    ours.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+
+
+def is_for_the_user(error: BaseException) -> bool:
+    """Whether an error says what to do: one of ours, or Lightning's about its options."""
+    return isinstance(
+        error, (UserError, of_lightning("fabric.utilities.exceptions", "MisconfigurationException") or ())
+    )
+
+
+def of_lightning(module: str, name: str) -> Any:
+    """What a module of Lightning calls so; None if nothing has imported it, for that takes seconds."""
+    return getattr(sys.modules.get(f"lightning.{module}"), name, None)

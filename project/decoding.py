@@ -5,12 +5,15 @@ formats.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from threading import Condition
+from typing import BinaryIO
 
 from PIL import Image, ImageFile, TiffImagePlugin
 
@@ -33,12 +36,15 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns above this, and refuses abov
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check refuses above the limit
 
 
+Source = str | Path | bytes  # a file, or the content of one that has no name here, such as an upload
+
+
 class BadImage(UserError):
-    """A file that cannot be used as an image; the message is `path: reason`."""
+    """A file that cannot be used as an image; the message is `path: reason`, or `reason` if only bytes were given."""
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
+def opened(source: Source) -> Iterator[ImageFile.ImageFile]:
     """Open a file, without decoding it, as the first of its images.
 
     Raises:
@@ -46,11 +52,12 @@ def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
             `with` block, such as decoding: Pillow raises many types on damaged files.
     """
     try:
-        with _recognized(path) as image:
+        with _recognized(source) as image:
             _check_limits(image)
             yield image
     except Exception as error:
-        raise BadImage(f"{path}: {_reason(path, error)}") from error
+        reason = _reason(source, error)
+        raise BadImage(reason if isinstance(source, bytes) else f"{source}: {reason}") from error
 
 
 @contextmanager
@@ -61,15 +68,15 @@ def decoded(image: ImageFile.ImageFile, width: int, height: int) -> Iterator[Non
     blocks) at which it has at least this width and height in pixels, as it is stored.
 
     Raises:
-        ValueError: It would take more than `MAX_BYTES`.
+        ValueError: It would take more than `MAX_BYTES`, or what `MEMORY` was set to.
     """
     pixels = image.width * image.height
     image.draft(None, (width, height))
     needed = _memory(image, pixels)
-    if needed > MAX_BYTES:
+    if needed > MEMORY.total:
         raise ValueError(
             f"decoding {image.width} x {image.height} pixels of {image.format} would take {needed / 1e9:.1f} GB of "
-            f"memory, above the limit of {MAX_BYTES / 1e9:.1f} GB"
+            f"memory, above the limit of {MEMORY.total / 1e9:.1f} GB"
         )
     with MEMORY.taken(needed):
         try:
@@ -83,7 +90,7 @@ class Budget:
     """What threads may take together of something; who would exceed it waits."""
 
     def __init__(self, total: int) -> None:
-        self.left = total
+        self.total = self.left = total
         self.changed = Condition()
 
     @contextmanager
@@ -103,11 +110,18 @@ class Budget:
 MEMORY = Budget(MAX_BYTES)
 
 
-def _recognized(path: str | Path) -> ImageFile.ImageFile:
+def _stream(source: Source) -> BinaryIO:
+    return BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+
+
+def _recognized(source: Source) -> ImageFile.ImageFile:
+    def opened_as(formats: tuple[str, ...]) -> ImageFile.ImageFile:
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+
     try:
-        return Image.open(path, formats=FORMATS)
+        return opened_as(FORMATS)
     except Image.UnidentifiedImageError:
-        with open(path, "rb") as file:
+        with _stream(source) as file:
             start = file.read(16)
         if start[4:8] != b"ftyp" or start[8:12] not in HEIF_BRANDS:
             raise
@@ -116,7 +130,7 @@ def _recognized(path: str | Path) -> ImageFile.ImageFile:
     except ImportError as error:
         raise ValueError("a HEIC image, which needs a package: pip install -e '.[heif]'") from error
     pillow_heif.register_heif_opener()
-    return Image.open(path, formats=["HEIF"])
+    return opened_as(("HEIF",))
 
 
 def _check_limits(image: ImageFile.ImageFile) -> None:
@@ -166,19 +180,19 @@ def _memory(image: ImageFile.ImageFile, pixels: int) -> int:
 DECODERS = {"WEBP": 16, "AVIF": 12, "HEIF": 12, "PPM": 5}
 
 
-def _reason(path: str | Path, error: Exception) -> str:
+def _reason(source: Source, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
+    if source == b"" or (not isinstance(source, bytes) and os.path.isfile(source) and os.path.getsize(source) == 0):
         return "the file is empty (0 bytes)"
     if isinstance(error, Image.UnidentifiedImageError):
-        return _what_it_is(path) or f"not an image in a format that is read here ({', '.join(FORMATS)})"
-    return " ".join(str(error).split()) or type(error).__name__
+        return _what_it_is(source) or f"not an image in a format that is read here ({', '.join(FORMATS)})"
+    return re.sub(r"<\S+ object at 0x\w+>", "the file", " ".join(str(error).split())) or type(error).__name__
 
 
-def _what_it_is(path: str | Path) -> str | None:
+def _what_it_is(source: Source) -> str | None:
     """Why Pillow does not open a file that starts like one of `FORMATS`; None if it does not."""
-    with open(path, "rb") as file:
+    with _stream(source) as file:
         start = file.read(16)
         for name in FORMATS:
             factory, accepts = Image.OPEN[name]
@@ -188,14 +202,14 @@ def _what_it_is(path: str | Path) -> str | None:
                 file.seek(0)
                 factory(file, "").close()
             except Exception as error:
-                return f"damaged, or a kind of {name} that cannot be read ({_of_tiff(path) or first_line(error)})"
+                return f"damaged, or a kind of {name} that cannot be read ({_of_tiff(source) or first_line(error)})"
     return None
 
 
-def _of_tiff(path: str | Path) -> str | None:
+def _of_tiff(source: Source) -> str | None:
     """The kind of a TIFF, such as `5 samples of 64 bits`; None if it is none, or damaged."""
     try:
-        with open(path, "rb") as file:
+        with _stream(source) as file:
             tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
             file.seek(tags.next)
             tags.load(file)

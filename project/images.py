@@ -1,16 +1,13 @@
-"""From image files to upright 8-bit RGB images and tensors: how they are cropped and scaled."""
+"""From image files to upright 8-bit RGB images: how they are cropped and scaled. Imports no torch."""
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
-from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
-from project.decoding import decoded, opened
+from project.decoding import Source, decoded, opened
 from project.pixels import VALUES, Picture, rows_of, tag
 from project.preprocessing import WHITE, Preprocessing, mean_colour, resample_filter, scaled_size
 
@@ -90,13 +87,13 @@ def load_crop(
     return _on_square(part, size, ((size - result[0]) // 2, (size - result[1]) // 2), fill)
 
 
-def load_for_evaluation(path: str | Path, preprocessing: Preprocessing) -> Tensor:
-    """Decode one file as the weights expect it in evaluation: uint8 `(3, crop_size, crop_size)`. Raises `BadImage`.
+def load_for_evaluation(source: Source, preprocessing: Preprocessing) -> np.ndarray:
+    """Decode one file as the weights expect it in evaluation: uint8 `(crop_size, crop_size, 3)`. Raises `BadImage`.
 
-    A JPEG is decoded no larger than necessary.
+    A JPEG is decoded no larger than necessary. In place of the file's path, its content can be given.
     """
     side, size, fit = preprocessing["resize_size"], preprocessing["crop_size"], preprocessing.get("fit", "crop")
-    with opened(path) as image:
+    with opened(source) as image:
         picture = Picture(image, preprocessing.get("white") or WHITE)
         least = scaled_size(*picture.size, side, fit) if fit == "pad" else (side, side)
         with decoded(image, *picture.as_stored(*least)):
@@ -105,12 +102,7 @@ def load_for_evaluation(path: str | Path, preprocessing: Preprocessing) -> Tenso
             left, top = (round((length - size) / 2) for length in new)
             region = (max(left, 0), max(top, 0), min(left + size, new[0]), min(top + size, new[1]))
             part = picture.scaled(new, region, resample_filter(preprocessing))
-    return pil_to_tensor(_on_square(part, size, (max(-left, 0), max(-top, 0)), mean_colour(preprocessing)))
-
-
-def eval_reader(preprocessing: Preprocessing) -> Callable[[str], Tensor]:
-    """From a path to uint8 `(3, crop_size, crop_size)`, see `load_for_evaluation`."""
-    return partial(load_for_evaluation, preprocessing=preprocessing)
+    return np.array(_on_square(part, size, (max(-left, 0), max(-top, 0)), mean_colour(preprocessing)))
 
 
 def read_size(path: str | Path) -> tuple[int, int]:

@@ -4,6 +4,8 @@
 `tests/test_lightning_internals.py` fails, and only this file needs to change.
 """
 
+import logging
+import warnings
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -30,6 +32,17 @@ QUIET_WARNINGS = (
     ".isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own use of torch
     "Glyph .* missing from",  # matplotlib's, one for each letter; project/metrics.py says it once
 )
+
+
+def silence_advice() -> None:
+    """Silence Lightning's advice on what is settled here."""
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", f".*{text}")
+
+
+silence_advice()
 
 
 def leave_signals_alone(trainer: Trainer) -> None:

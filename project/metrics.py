@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from torchmetrics.utilities.data import dim_zero_cat
 
 from project import IGNORE, UserError, as_utf8, first_few, printable
+from project.answers import NOT_FINITE
 from project.files import whole, write_text
 
 log = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ def most_probable(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def check_finite(probabilities: Tensor) -> None:
     """Refuse probabilities that are no numbers. Raises `UserError`."""
     if not bool(probabilities.isfinite().all()):
-        raise UserError("the model's output is not a number: its weights, or its mean and std, are damaged")
+        raise UserError(NOT_FINITE)
 
 
 def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> dict[str, Any]:

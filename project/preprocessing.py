@@ -1,6 +1,5 @@
 """How images are prepared for a network: which size, what part, which colours."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
@@ -31,7 +30,7 @@ def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
     """Reject values that no images can be prepared with, such as a forged checkpoint may hold. Raises `UserError`."""
 
     def is_number(value: object) -> bool:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and -1e6 < value < 1e6
 
     p = {"fit": "crop", "white": None, **preprocessing}
     rules: dict[str, Callable[[Any], bool]] = {
@@ -47,7 +46,7 @@ def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
     }
     for name, is_good in rules.items():
         if name not in p or not is_good(p[name]):
-            raise UserError(f"preprocessing: {name} is {p[name]!r}" if name in p else f"preprocessing: no {name}")
+            raise UserError(f"preprocessing: {name} is {p[name]!r:.80}" if name in p else f"preprocessing: no {name}")
 
 
 def normalization(preprocessing: Preprocessing) -> dict[str, Tensor]:

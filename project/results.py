@@ -50,7 +50,7 @@ def evaluations_folder(checkpoint: str) -> Path:
 
 def is_same(root: str, trained_on: Any) -> bool:
     """Whether the data is that of the training. Arguments as for `evaluation_name`."""
-    return os.path.realpath(root) == os.path.realpath(expanded(str(trained_on)))
+    return trained_on is not None and os.path.realpath(root) == os.path.realpath(expanded(str(trained_on)))
 
 
 def evaluation_name(root: str, trained_on: Any, split: str) -> str:
@@ -58,7 +58,7 @@ def evaluation_name(root: str, trained_on: Any, split: str) -> str:
 
     Args:
         root: The data, a folder or a manifest.
-        trained_on: The training data, as the checkpoint names it.
+        trained_on: The training data, as the checkpoint names it; None if it is not known.
         split: The split.
     """
     if is_same(root, trained_on):

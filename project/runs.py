@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from project import UserError
 from project.callbacks import RunFolder
 from project.checkpoint import Checkpoint, check_classes, drop_previous, load_state
+from project.failures import user_errors
 from project.files import check_writable, create_first, lock, numbered
 from project.loading import ResumableData
 from project.loggers import make_loggers, with_save_dir
@@ -33,7 +34,7 @@ from project.resume import (
     run_of,
     trained_with,
 )
-from project.safety import Stopped, user_errors
+from project.safety import Stopped
 from project.trainer import choose_precision
 
 log = logging.getLogger(__name__)

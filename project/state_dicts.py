@@ -13,7 +13,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.models import get_model_builder, list_models
 
 from project import UserError
-from project.files import has_values
+from project.tensor_files import has_values
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
@@ -115,7 +115,17 @@ def keep_freed_memory() -> None:
 
 
 def choose_precision(precision: str, accelerator: Any) -> str:
-    """Resolve `auto`: bf16-mixed if the device is fast at it, 16-mixed on older CUDA devices, otherwise 32-true."""
+    """Resolve `auto`: bf16-mixed if the device is fast at it, 16-mixed on older CUDA devices, otherwise 32-true.
+
+    Raises:
+        UserError: The weights themselves would have half the bits.
+    """
+    if precision in ("bf16-true", "16-true"):
+        mixed = precision.replace("true", "mixed")
+        raise UserError(
+            f"--precision {precision}: weights of half the bits lose the small steps of fine-tuning; {mixed} computes "
+            "with half the bits, too, but keeps the weights"
+        )
     if precision != "auto":
         return precision
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -134,14 +144,6 @@ def cpu_has_fast_bf16() -> bool:
     """Whether the CPU has instructions for matrix products in bf16."""
     # Not every version that we support has the public torch.cpu.get_capabilities.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def add_device_options(parser: ArgumentParser) -> None:
-    """Add the Trainer options that matter for evaluation and prediction, under their usual names."""
-    parser.add_argument(
-        "--accelerator", type=str, default="auto", help="cpu, gpu, mps, …; `auto` picks the best available"
-    )
-    parser.add_argument("--precision", type=str, default="auto", help="`auto`, or one of Lightning's values")
 
 
 def inference_trainer(args: Namespace, devices: int | str = 1) -> Trainer:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from project import UserError, first_few, first_line
-from project.files import read_tensors
 from project.preprocessing import Fit, Preprocessing
 from project.pruning import fit_widths
 from project.state_dicts import match_names, resnet_of, unwrap
+from project.tensor_files import read_tensors
 
 NUM_OUTPUTS = 1000  # of the last layer of every network as it is built here
 

@@ -2,13 +2,13 @@
 
     python scripts/evaluate.py --ckpt best                                    # of the newest run
     python scripts/evaluate.py --ckpt best.ckpt --data.root DIR               # other images, all of them
+    python scripts/evaluate.py --ckpt model.onnx --data.root DIR              # an exported model
 
 The data is what the checkpoint was trained on, with the same splits, or given by --data.root: images of its classes, or
 of some of them.
 Each evaluation writes to a new folder: metrics, confusion matrix, the prediction for each image, and which are wrong.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -19,26 +19,24 @@ with quick_imports():
     from jsonargparse import Namespace
 
     from project import UserError, shortest
-    from project.checkpoint import load_model, open_checkpoint
+    from project.checkpoint import Checkpoint, load_model, open_checkpoint
     from project.classification import evaluation
-    from project.classification.data import ImageData
+    from project.classification.data import data_of
     from project.classification.model import ResNetClassifier
-    from project.cli import Parser, log, run, set_up_messages
+    from project.classification.scoring import ExportedClassifier, Scored
+    from project.cli import Parser, add_model_options, is_exported, log, run, set_up_messages
+    from project.exported import Exported
+    from project.failures import user_errors
     from project.files import check_writable, create_first, numbered
-    from project.listing import expanded
     from project.options import as_argv
     from project.results import check_unused, evaluation_name, evaluations_folder, is_same, origin
-    from project.safety import user_errors
-    from project.trainer import add_device_options, inference_trainer
+    from project.trainer import inference_trainer
 
 
 def make_parser() -> Parser:
     """The parser of this script."""
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--ckpt", required=True, type=str, help="checkpoint of scripts/train.py, or `best` or `last` of the newest run"
-    )
-    parser.add_argument("--default_root_dir", type=str, default=".", help="where to look for the newest run")
+    add_model_options(parser)
     parser.add_argument(
         "--split",
         default="auto",
@@ -54,7 +52,6 @@ def make_parser() -> Parser:
     parser.add_argument("--data.batch_size", type=int | None, help="images per step (default: as in training)")
     parser.add_argument("--data.num_workers", type=int | None, help="data workers (default: one per core, at most 8)")
     parser.add_argument("--data.bad_images", type=Literal["error", "skip"] | None, help="what to do with broken files")
-    add_device_options(parser)
     parser.add_argument("--devices", type=int | str, default=1, help="number of devices, or `auto` for all")
     return parser
 
@@ -81,55 +78,46 @@ def evaluate(ckpt: str | Path = "best", root: str | Path | None = None, **option
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Evaluate a checkpoint, print and write the metrics, and return them."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
-    model = load_model(checkpoint, ResNetClassifier)
+    checkpoint, model, runs_in = exported_model(args) if is_exported(args) else trained_model(args)
     folder = Path(args.output or evaluations_folder(checkpoint.path))
     if args.output:
         check_unused(folder, "--output")
     check_writable(folder, "--output")
     trainer = inference_trainer(args, args.devices)
     config = checkpoint.content["config"]["data"]
-    data = load_data(args, model, config)
+    data = data_of(args.ckpt, config, vars(args.data), model.preprocessing, model.class_names)
     other = not is_same(data.root, config.get("root"))
     data.choose_test_split(("all" if other else "test") if args.split == "auto" else args.split)
     log.info(data.describe())
     if other and args.split == "auto":
-        log.info("Not the training data: all of it is evaluated; if it was moved here: --split test")
+        known = "Not the training data" if "root" in config else "Not known as the training data"
+        log.info(f"{known}: all of it is evaluated; if it was moved here: --split test")
 
     with user_errors(data.batch_size):
         evaluations = evaluation.evaluate(trainer, model, data, [data.test_split])
         if not args.output and trainer.is_global_zero:
             name = evaluation_name(data.root, config.get("root"), data.test_split)
             folder = create_first(folder / part for part in numbered(name))
-        metrics = evaluation.save(trainer, evaluations, data, folder, origin(checkpoint, data.root))
+        metrics = evaluation.save(trainer, evaluations, data, folder, origin(checkpoint, data.root) | runs_in)
     log.info(f"Written:     {shortest(folder)}")
     return metrics
 
 
-def load_data(args: Namespace, model: ResNetClassifier, config: dict[str, Any]) -> ImageData:
-    """The data as in training, including its splits, except for the options given here.
+def trained_model(args: Namespace) -> tuple[Checkpoint, Scored, dict[str, Any]]:
+    """A checkpoint, and its model. Raises `UserError`."""
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
+    return checkpoint, load_model(checkpoint, ResNetClassifier), {}
 
-    Args:
-        args: The options of this script.
-        model: Its classes are those of the data, and its preprocessing is used.
-        config: The options of the data in training.
 
-    Raises:
-        UserError: The data cannot be used, or is not where it was in training.
-    """
-    given = {name: value for name, value in vars(args.data).items() if value is not None}
-    kept = {name: value for name, value in config.items() if name not in ImageData.REMOVED}
-    preprocessing = model.hparams["preprocessing"]
-    options = {**kept, "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
-    if "root" not in given and not os.path.exists(expanded(str(options.get("root")))):
-        raise UserError(
-            f"{options.get('root')}: no such folder or file: the checkpoint was trained on it; name where it is now "
-            "with --data.root, and --split test"
-        )
-    try:
-        return ImageData(preprocessing, class_names=model.class_names, **options)
-    except TypeError as error:
-        raise UserError(f"checkpoint {args.ckpt} was written by another version of this project ({error})") from error
+def exported_model(args: Namespace) -> tuple[Checkpoint, Scored, dict[str, Any]]:
+    """An exported model, as a checkpoint that knows no data, and what runs it. Raises `UserError`."""
+    exported = Exported(args.ckpt, args.runtime or "onnxruntime")
+    log.info(f"{args.ckpt}: {exported.precision}, run by {exported.runtime}")
+    if args.data.root is None:
+        raise UserError(f"{args.ckpt}: an exported model does not know its data: name it with --data.root")
+    args.accelerator, args.precision = "cpu", "32-true"  # for the metrics
+    runs_in = {"precision": exported.precision, "runtime": exported.runtime}
+    return Checkpoint(args.ckpt, {"config": {"data": {}}}), ExportedClassifier(exported), runs_in
 
 
 def cli() -> None:

@@ -2,48 +2,58 @@
 
 python scripts/predict.py --ckpt best photo.jpg                                 # of the newest run
 python scripts/predict.py --ckpt best.ckpt FOLDER more/*.png --output predictions.csv --top_k 5
+python scripts/predict.py --ckpt model.onnx photo.jpg                           # exported: starts at once
 """
 
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from typing import TextIO
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple, TextIO
 
 from project.imports import quick_imports
 
-with quick_imports():
-    import torch
-    from torch.utils.data import DataLoader
+with quick_imports():  # PyTorch only for a checkpoint
+    import numpy as np
 
     from project import INFINITY, UserError, check_ranges, first_few, printable
-    from project.checkpoint import load_model, open_checkpoint
-    from project.classification.datasets import FileDataset
-    from project.classification.model import ResNetClassifier
-    from project.cli import Parser, log, run
+    from project.answers import check_finite, most_probable
+    from project.cli import Parser, add_model_options, is_exported, log, run
+    from project.decoding import BadImage
+    from project.exported import Exported, num_cores
+    from project.failures import user_errors
     from project.files import write_csv
+    from project.images import load_for_evaluation
     from project.listing import check_regular, expanded, list_images, passed_over
-    from project.loading import default_workers
-    from project.metrics import check_finite, most_probable
-    from project.safety import user_errors
-    from project.trainer import add_device_options, inference_trainer
 
 RANGES = {"top_k": (1, INFINITY), "batch_size": (1, INFINITY), "num_workers": (0, INFINITY)}
+
+
+class Model(NamedTuple):
+    """What classifies.
+
+    Attributes:
+        class_names: In the order of the outputs.
+        threshold: Below this probability of the first class, the answer is `unsure`; None if there is none.
+        classify: From N paths to probabilities, float32 `(N, C)`, and to why each file could not be read, or "".
+    """
+
+    class_names: list[str]
+    threshold: float | None
+    classify: Callable[[list[str]], tuple[np.ndarray, list[str]]]
 
 
 def make_parser() -> Parser:
     """The parser of this script."""
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--ckpt", required=True, type=str, help="checkpoint of scripts/train.py, or `best` or `last` of the newest run"
-    )
-    parser.add_argument("--default_root_dir", type=str, default=".", help="where to look for the newest run")
+    add_model_options(parser)
     parser.add_argument("images", nargs="+", type=str, metavar="IMAGE_OR_DIR", help="image files, or folders of images")
     parser.add_argument("--output", type=str | None, help="CSV file to write (default: print)")
     parser.add_argument("--top_k", type=int, default=3, help="number of classes to name, most probable first")
     parser.add_argument("--batch_size", type=int, default=32, help="images per step")
     parser.add_argument("--num_workers", type=int | None, help="data workers (default: one per core, at most 8)")
-    add_device_options(parser)
     return parser
 
 
@@ -51,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     """Predict, and print or write the results. Raises `UserError`."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     check_ranges("", RANGES, vars(args))
-    model = load_model(open_checkpoint(args.ckpt, args.default_root_dir), ResNetClassifier)
+    model = exported_model(args) if is_exported(args) else trained_model(args)
     paths = find_images(args.images)
     if args.output and os.path.realpath(args.output) in map(os.path.realpath, paths):
         raise UserError(f"--output {args.output} is one of the images")
@@ -59,23 +69,16 @@ def main(argv: list[str] | None = None) -> None:
     if args.output:
         check_output(args.output)
 
-    loader = DataLoader(
-        FileDataset(paths, model.hparams["preprocessing"]),
-        batch_size=args.batch_size,
-        num_workers=default_workers() if args.num_workers is None else args.num_workers,
-    )
     with user_errors(args.batch_size, options="--"):
-        batches = inference_trainer(args).predict(model, loader) or []
-    probabilities = torch.cat([batch[0] for batch in batches])
-    errors = [error for batch in batches for error in batch[1]]
+        probabilities, errors = model.classify(paths)
     check_finite(probabilities)
     values, classes = most_probable(probabilities, args.top_k)
     names = [[model.class_names[i] for i in row] for row in classes.tolist()]
     if args.output:
         with user_errors(args.batch_size, options="--"):
-            write_csv(args.output, table(paths, names, values.tolist(), errors))
+            write_csv(args.output, table(paths, names, values.tolist(), errors, model.threshold))
     else:
-        write_lines(sys.stdout, paths, names, values.tolist(), errors)
+        write_lines(sys.stdout, paths, names, values.tolist(), errors, model.threshold)
 
     if args.output:
         log.info(f"Written: {args.output}")
@@ -84,6 +87,72 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"no file could be read: {first_few(reasons)}")
     if num_bad := sum(map(bool, errors)):
         log.warning(f"{num_bad} of {len(paths)} files could not be read")
+
+
+def trained_model(args: Any) -> Model:
+    """The model of a checkpoint, in PyTorch. Raises `UserError`."""
+    with quick_imports():
+        import torch
+        from torch.utils.data import DataLoader
+
+        from project.checkpoint import load_model, open_checkpoint
+        from project.classification.datasets import FileDataset
+        from project.classification.model import ResNetClassifier
+        from project.loading import default_workers
+        from project.trainer import inference_trainer
+
+    model = load_model(open_checkpoint(args.ckpt, args.default_root_dir), ResNetClassifier)
+
+    def classify(paths: list[str]) -> tuple[np.ndarray, list[str]]:
+        loader = DataLoader(
+            FileDataset(paths, model.hparams["preprocessing"]),
+            batch_size=args.batch_size,
+            num_workers=default_workers() if args.num_workers is None else args.num_workers,
+        )
+        batches = inference_trainer(args).predict(model, loader) or []
+        return torch.cat([batch[0] for batch in batches]).numpy(), [error for batch in batches for error in batch[1]]
+
+    return Model(model.class_names, None, classify)
+
+
+def exported_model(args: Any) -> Model:
+    """An exported model, without PyTorch. Raises `UserError`."""
+    model = Exported(args.ckpt, args.runtime or "onnxruntime")
+    log.info(f"{args.ckpt}: {model.precision}, run by {model.runtime}")
+    size = model.preprocessing["crop_size"]
+
+    def read(path: str) -> tuple[np.ndarray, str]:
+        try:
+            return load_for_evaluation(path, model.preprocessing), ""
+        except BadImage as error:
+            return np.zeros((size, size, 3), np.uint8), str(error).removeprefix(f"{path}: ")
+
+    def classify(paths: list[str]) -> tuple[np.ndarray, list[str]]:
+        threads = min(8, num_cores()) if args.num_workers is None else args.num_workers
+        found = in_threads(read, paths, max(threads, 1), 2 * args.batch_size)
+        probabilities, errors = [], []
+        while batch := list(islice(found, args.batch_size)):
+            images, reasons = zip(*batch, strict=True)
+            probabilities.append(model(np.stack(images)))
+            errors += reasons
+        return np.concatenate(probabilities), errors
+
+    return Model(model.class_names, model.threshold, classify)
+
+
+def in_threads(function: Callable[[str], Any], items: Iterable[str], threads: int, ahead: int) -> Iterator[Any]:
+    """The function of each item, in their order; threads compute up to `ahead` of them before they are asked for."""
+    waiting: deque[Future] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def find_images(given: list[str]) -> list[str]:
@@ -111,23 +180,35 @@ def check_output(path: str) -> None:
 
 
 def table(
-    paths: list[str], names: list[list[str]], values: list[list[float]], errors: list[str]
+    paths: list[str], names: list[list[str]], values: list[list[float]], errors: list[str], threshold: float | None
 ) -> Iterator[list[str]]:
-    """Rows of the columns `path,label,probability,label_2,probability_2,…,error`; an unreadable file has no labels."""
+    """Rows of the columns `path,label,probability,label_2,probability_2,…,error`; an unreadable file has no labels.
+
+    If there is a threshold, a column `unsure` before the last one is `yes` or `no`.
+    """
     ranks = ["", *(f"_{k}" for k in range(2, len(names[0]) + 1))]
-    yield ["path", *(f"{column}{rank}" for rank in ranks for column in ("label", "probability")), "error"]
+    columns = [f"{column}{rank}" for rank in ranks for column in ("label", "probability")]
+    columns += ["unsure"] if threshold is not None else []
+    yield ["path", *columns, "error"]
     for path, labels, shares, error in zip(paths, names, values, errors, strict=True):
-        pairs = zip(labels, shares, strict=True)
-        cells = ["", ""] * len(ranks) if error else [cell for name, p in pairs for cell in (name, f"{p:.6f}")]
-        yield [path, *cells, error]
+        cells = [cell for name, p in zip(labels, shares, strict=True) for cell in (name, f"{p:.6f}")]
+        cells += ["yes" if shares[0] < threshold else "no"] if threshold is not None else []
+        yield [path, *([""] * len(columns) if error else cells), error]
 
 
 def write_lines(
-    file: TextIO, paths: list[str], names: list[list[str]], values: list[list[float]], errors: list[str]
+    file: TextIO,
+    paths: list[str],
+    names: list[list[str]],
+    values: list[list[float]],
+    errors: list[str],
+    threshold: float | None,
 ) -> None:
     """Write one line per image: its path, then its classes with their probabilities, or why it could not be read."""
     for path, labels, shares, error in zip(paths, names, values, errors, strict=True):
         found = ", ".join(f"{name} {p:.1%}" for name, p in zip(labels, shares, strict=True))
+        if threshold is not None and shares[0] < threshold:
+            found = f"unsure ({found})"
         print(printable(f"{path}: {f'not read: {error}' if error else found}"), file=file)
 
 

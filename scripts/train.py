@@ -29,12 +29,12 @@ with quick_imports():
     from project.classification.model import ResNetClassifier, has_head_start
     from project.classification.pictures import Pictures
     from project.cli import log, run, set_up_messages
+    from project.failures import user_errors
     from project.files import size_of
     from project.loggers import log_results
     from project.options import as_argv
     from project.results import Trained, origin, trained_run
     from project.runs import Run, fit, start
-    from project.safety import user_errors
     from project.trainer import best_of, make_trainer
     from project.weights import preprocessing_for
 
@@ -74,7 +74,8 @@ def build(this: Run, trainer: Trainer) -> tuple[ImageData, ResNetClassifier]:
     if trainer.max_epochs == 0 and not (head_first or this.resumed):
         raise UserError("--max_epochs 0 fits the head alone: use pretrained weights or --model.head_start true")
     net = make_net(h.arch, h.weights, preprocessing["crop_size"])  # before the images, for it may fail at once
-    options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size)
+    single = options.data.batch_size == 1 and h.fine_tune == "full"
+    options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size, single)
     this.check_folder(trainer)
     data = ImageData(preprocessing, head_first or h.fine_tune == "head", **options.data)
     sha256 = teacher.sha256 if teacher else None

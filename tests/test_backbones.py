@@ -8,7 +8,7 @@ import train
 from helpers import FAST, PREPROCESSING, make, reload
 
 from project import UserError
-from project.backbones import fit_image_size, make_net
+from project.backbones import check_single_images, fit_image_size, make_net
 from project.checkpoint import load_checkpoint
 from project.classification.model import ResNetClassifier
 from project.weights import preprocessing_for
@@ -101,6 +101,15 @@ def test_networks_of_a_fixed_size_keep_it_and_others_leave_the_choice_to_the_dat
     assert fit_image_size(other, "mobilenet_v3_small", PREPROCESSING, None) is None
     assert fit_image_size(other, "mobilenet_v3_small", PREPROCESSING, 96) == 96
     assert other.training and all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_batches_of_one_image_are_refused_where_batchnorm_would_see_one_value():
+    net = make_net("resnet18", "none", 224)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(UserError, match=r"--data.batch_size 1: resnet18 has BatchNorm, .* of 32 x 32 pixels: use at"):
+        check_single_images(net, "resnet18", 32)
+    check_single_images(net, "resnet18", 64)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items()) and net.training
 
 
 def test_another_size_than_the_fixed_one_is_refused_before_an_image_is_listed(fails, tmp_path):

@@ -13,8 +13,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
+from project.classification.datasets import eval_reader
 from project.decoding import BadImage
-from project.images import eval_reader, load_crop, load_image, read_size
+from project.images import load_crop, load_image, read_size
 
 
 def test_eval_transform_is_that_of_the_weights(tmp_path):

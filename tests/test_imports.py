@@ -1,4 +1,4 @@
-"""The first seconds of a script: quick, and Ctrl-C ends them at once."""
+"""The first seconds of a script: quick, and Ctrl-C ends them at once; exported models need none of torch."""
 
 import gc
 import signal
@@ -38,3 +38,13 @@ def test_afterwards_all_is_as_before_even_if_an_import_fails():
 def test_every_script_begins_with_it():
     for path in (ROOT / "scripts").glob("[!_]*.py"):
         assert "\nfrom project.imports import quick_imports\n\nwith quick_imports():\n" in path.read_text(), path
+
+
+def test_what_exported_models_need_imports_no_torch():
+    """It takes seconds, and does not exist where they are served."""
+    rooms = ["cli", "files", "failures", "listing", "decoding", "pixels", "images", "preprocessing", "onnx_files"]
+    program = (
+        "import sys\n" + "".join(f"import project.{room}\n" for room in [*rooms, "exported"]) + "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "torchvision", "lightning", "torchmetrics", "matplotlib"} & set(done.stdout.split())

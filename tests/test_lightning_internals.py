@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch.utils.data import DataLoader
 
 from project import lightning_internals as internals
-from project.cli import set_up_messages
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_children_are_forgotten(trainer):
 
 
 def test_advice_on_what_is_settled_is_not_given(trainer, split, caplog, recwarn):
-    set_up_messages()
+    internals.silence_advice()  # pytest takes back what the import did
     for name in internals.QUIET_LOGGERS:
         assert logging.getLogger(name).level == logging.WARNING
     data = make_data(split)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 import train
@@ -102,3 +103,13 @@ def test_tensorboard_forgets_what_comes_again(tmp_path):
     events = EventAccumulator(str(folder)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("a")] == [*((i, 1.0) for i in range(5)), (5, 2), (6, 2), (7, 2)]
     assert place("SomeLogger", folder) == {}
+
+
+@pytest.mark.parametrize(("name", "package"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")])
+def test_a_logger_whose_package_is_not_installed_names_the_command(fails, split, tmp_path, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)  # so that importing it fails
+    line = fails(
+        train.main, *FAST, f"--data.root={split}", f"--default_root_dir={tmp_path / 'runs'}", f"--logger={name}"
+    )
+    assert line.endswith(f"--logger {name}: needs a package: pip install -e '.[{package}]'")
+    assert not (tmp_path / "runs").exists()

@@ -1,13 +1,22 @@
 """The options of scripts/train.py: where they come from, and which are refused before the work."""
 
 import logging
+from argparse import SUPPRESS
 
+import evaluate
+import find
+import predict
 import pytest
 import train
 from helpers import FAST, ROOT, SAMPLE, begin, parse
 
+from project.classification.data import ImageData
+from project.classification.model import ResNetClassifier
 from project.loggers import make_loggers
-from project.options import as_argv
+from project.options import as_argv, make_parser
+
+# Values that hardly an option takes: a wrong type, nothing, broken YAML, a number too large, a letter that is not UTF-8
+ODD = ["nonsense", "", "[1,", "9" * 400, "\udce9", "{class_path: [1]}"]
 
 
 def test_without_data_the_sample_is_used_with_its_recipe_and_options_still_win():
@@ -63,6 +72,50 @@ def test_a_switch_needs_no_value(argv, expected):
     assert parse(*argv)[argv[0].removeprefix("--").split("=")[0]] == expected
 
 
+@pytest.mark.parametrize("script", ["train", "evaluate", "predict"])
+def test_every_option_is_documented_takes_its_default_and_refuses_a_bad_value_in_one_line(capsys, script):
+    """Of whatever the parsers know; scripts/find.py has that of scripts/train.py."""
+    parser, needed = {
+        "train": (make_parser("", ImageData, ResNetClassifier)[0], []),
+        "evaluate": (evaluate.make_parser(), ["--ckpt=x"]),
+        "predict": (predict.make_parser(), ["--ckpt=x", "a.png"]),
+    }[script]
+    text = parser.format_help()
+    shown = [action for action in parser._actions if action.help != SUPPRESS]
+    options = [name for action in shown for name in action.option_strings if name.startswith("--")]
+    assert len(options) >= {"train": 80, "evaluate": 10, "predict": 8}[script]
+    for action in shown:
+        assert (action.help or "").strip(), action.dest
+        assert all(name in text for name in action.option_strings), action.dest
+    for name, default in vars(parser.get_defaults().as_flat()).items():
+        if (
+            isinstance(default, str | int | float | bool | None)
+            and f"--{name}" in options
+            and name not in ("ckpt", "config")
+        ):
+            given = "null" if default is None else str(default)
+            assert parser.parse_args([*needed, f"--{name}={given}"])[name] == default, name
+    commands = {"--help", "--config", "--print_config", *(name for name in options if name.endswith(".help"))}
+    for name in set(options) - commands:
+        for value in ODD:
+            try:
+                parser.parse_args([*needed, f"{name}={value}"])
+            except SystemExit as stop:
+                line = capsys.readouterr().err
+                assert stop.code == 2 and line.count("\n") == 1 and "error: " in line, (name, value, line)
+                assert len(line) < 1200 and "Traceback" not in line, (name, value, line)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_find_has_the_options_of_train_and_one_of_its_own(fails, capsys):
+    assert "--only nonsense: must be batch_size or lr" in fails(find.main, "--only=nonsense")
+    for main in (train.main, find.main):
+        with pytest.raises(SystemExit):
+            main(["--help", "all"])
+    texts = capsys.readouterr().out.split("options:")[1:]
+    assert texts[0].split("usage")[0].strip() == texts[1].strip()
+
+
 def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path):
     (tmp_path / "c.yaml").write_text(
         "callbacks:\n- class_path: EarlyStopping\n  init_args: {monitor: val/loss}\nlogger: {class_path: CSVLogger, "
@@ -108,6 +161,10 @@ def test_callbacks_and_logger_by_class_on_the_command_line_and_in_yaml(tmp_path)
         ([f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}", "--model.arch=resnet50"], "resnet18"),
         (["--max_time=soon"], "--max_time soon: must be DD:HH:MM:SS"),
         (["--accelerator=gpu"], "No supported gpu backend"),
+        (["--precision=bf16-true"], "--precision bf16-true: weights of half the bits lose the small steps of fine-"),
+        (["--precision=16-true"], "; 16-mixed computes with half the bits, too, but keeps the weights"),
+        (["--precision=transformer-engine"], "transformer"),
+        (["--data.batch_size=1"], "BatchNorm, which cannot train on one image of 32 x 32 pixels: use at least 2, or a"),
     ],
     ids=str,
 )

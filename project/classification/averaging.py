@@ -19,8 +19,8 @@ from project.checkpoint import Checkpoint, load_checkpoint, load_model
 from project.classification import HEAD_START
 from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
+from project.failures import user_errors
 from project.metrics import EvalMetrics
-from project.safety import user_errors
 from project.trainer import best_of
 
 log = logging.getLogger(__name__)

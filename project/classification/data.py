@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader, default_convert
 from project import INFINITY, UserError, check_ranges, quoted, shortest
 from project.cache import lasting_fingerprints
 from project.checks import drop_bad_images
-from project.classification.datasets import FeatureDataset, ImageDataset
+from project.classification.datasets import FeatureDataset, ImageDataset, eval_reader
 from project.classification.transforms import fit_preprocessing, is_plain, mix_transform, train_transform
-from project.images import eval_reader
 from project.listing import expanded
 from project.loading import ResumableData
 from project.preprocessing import Preprocessing
@@ -294,3 +293,32 @@ class ImageData(ResumableData):
             if self.mix is not None:
                 images, labels = self.mix(images.float(), labels)
         return images, labels
+
+
+def data_of(
+    path: str, config: dict[str, Any], given: dict[str, Any], preprocessing: Preprocessing, class_names: list[str]
+) -> ImageData:
+    """The data that a model was trained on, with the same splits, or other data with its classes.
+
+    Args:
+        path: Its file, for messages.
+        config: The options of the data in training.
+        given: Those that replace them; None is left out.
+        preprocessing: The model's.
+        class_names: Likewise.
+
+    Raises:
+        UserError: The data cannot be used, or is not where it was in training.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    kept = {name: value for name, value in config.items() if name not in ImageData.REMOVED}
+    options = {**kept, "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
+    if "root" not in given and not os.path.exists(expanded(str(options.get("root")))):
+        raise UserError(
+            f"{options.get('root')}: no such folder or file: the checkpoint was trained on it; name where it is now "
+            "with --data.root, and --split test"
+        )
+    try:
+        return ImageData(preprocessing, class_names=class_names, **options)
+    except TypeError as error:
+        raise UserError(f"checkpoint {path} was written by another version of this project ({error})") from error

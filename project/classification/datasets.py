@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from project import IGNORE
 from project.decoding import BadImage
-from project.images import eval_reader
+from project.images import load_for_evaluation
 from project.loading import EpochSampler
 from project.preprocessing import Preprocessing
 from project.splits import Samples
@@ -127,3 +128,13 @@ class FileDataset(Dataset[tuple[Tensor, str]]):
         except BadImage as error:
             reason = str(error).removeprefix(f"{self.paths[i]}: ")
             return torch.zeros(3, self.size, self.size, dtype=torch.uint8), reason
+
+
+def eval_reader(preprocessing: Preprocessing) -> Callable[[str], Tensor]:
+    """A function from a path to uint8 `(3, crop_size, crop_size)`, see `load_for_evaluation`."""
+    return partial(read_tensor, preprocessing=preprocessing)
+
+
+def read_tensor(path: str, preprocessing: Preprocessing) -> Tensor:
+    """`load_for_evaluation` as a tensor `(3, crop_size, crop_size)`. Raises `BadImage`."""
+    return torch.from_numpy(load_for_evaluation(path, preprocessing)).permute(2, 0, 1)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from project import IGNORE, printable, shortest
 from project.classification.data import ImageData
-from project.classification.model import ResNetClassifier
+from project.classification.datasets import eval_reader
 from project.classification.pictures import MAX_IMAGES, grid_figure
+from project.classification.scoring import Scored
 from project.decoding import BadImage
 from project.files import write_csv
-from project.images import eval_reader
 from project.loading import gather_in_order
 from project.loggers import log_figure, save_png
 from project.metrics import check_finite, most_probable, report, summarize
@@ -104,7 +104,7 @@ class Evaluation(NamedTuple):
         return wrong[probabilities[wrong, 0].argsort(descending=True, stable=True)].tolist()
 
 
-def evaluate(trainer: Trainer, model: ResNetClassifier, data: ImageData, splits: list[str]) -> list[Evaluation]:
+def evaluate(trainer: Trainer, model: Scored, data: ImageData, splits: list[str]) -> list[Evaluation]:
     """Run a model over splits of its data.
 
     Args:

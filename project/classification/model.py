@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -18,7 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from project import INFINITY, UserError, check_ranges, shortest
 from project.backbones import Head, make_net, replace_head
 from project.checkpoint import load_model, open_checkpoint
-from project.images import eval_reader
+from project.classification.datasets import eval_reader
+from project.classification.scoring import Scored
 from project.metrics import EvalMetrics, Mean, check_finite, most_probable
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
 from project.preprocessing import Preprocessing, check_preprocessing, normalization
@@ -26,7 +26,7 @@ from project.pruning import fit_widths
 from project.weights import find_architecture
 
 
-class ResNetClassifier(LightningModule):
+class ResNetClassifier(Scored):
     """A network whose last layer is replaced by dropout and a linear layer for the given classes.
 
     By default it is a ResNet, but any that `project/backbones.py` can build will do.
@@ -117,10 +117,9 @@ class ResNetClassifier(LightningModule):
         head_start: bool | None = None,
         teacher: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(class_names, preprocessing)
         self.save_hyperparameters(ignore="net")
         self.check_options(**self.hparams)
-        self.class_names = class_names
         self.head_start = has_head_start(weights, head_start)
         self.net = make_net(arch, weights, preprocessing["crop_size"]) if net is None else net
         self.head_name = replace_head(self.net, arch, dropout, len(class_names))
@@ -137,8 +136,7 @@ class ResNetClassifier(LightningModule):
         self.register_buffer("class_weights", loss_weights, persistent=False)
         top1 = MulticlassAccuracy(len(class_names), average="micro", validate_args=False)
         self.train_metrics = cast(dict[str, Metric], nn.ModuleDict({"loss": Mean(), "top1": top1}))  # over an epoch
-        self.val_metrics, self.test_metrics = EvalMetrics(len(class_names)), EvalMetrics(len(class_names))
-        self.eval_results: dict[str, Tensor] = {}  # of the last validation or test
+        self.val_metrics = EvalMetrics(len(class_names))
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
@@ -228,13 +226,6 @@ class ResNetClassifier(LightningModule):
         images, labels = batch
         self.val_metrics.update(self(images), labels)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Add a batch to the metrics, as in `validation_step`. Returns the logits, float32 `(B, num_classes)`."""
-        images, labels = batch
-        logits = self(images)
-        self.test_metrics.update(logits, labels)
-        return logits
-
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> tuple[Tensor, Any]:
         """Probabilities, float32 `(B, num_classes)`, and what the loader returned with the images."""
         images, notes = batch
@@ -273,18 +264,7 @@ class ResNetClassifier(LightningModule):
             self.net.to(memory_format=torch.contiguous_format)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_results("val", self.val_metrics)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_results("test", self.test_metrics)
-
-    def _log_results(self, stage: str, metrics: EvalMetrics) -> None:
-        self.eval_results = metrics.compute()
-        metrics.reset()
-        for name, value in self.eval_results.items():
-            if value.ndim == 0:
-                # Those of a test are logged with the options, at the end of the run
-                self.log(f"{stage}/{name}", value, prog_bar=name == "top1", logger=None if stage == "val" else False)
+        self.log_results("val", self.val_metrics)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams

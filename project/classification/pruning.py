@@ -26,11 +26,11 @@ from project.checkpoint import (
 from project.classification.data import ImageData
 from project.classification.head_start import adapt_norms, norm_samples
 from project.classification.model import ResNetClassifier
+from project.failures import user_errors
 from project.files import check_writable
 from project.pruning import Costs, channel_groups, channel_scores, cheapest_cut, cut, reason_against
 from project.results import Trained
 from project.resume import trained_with
-from project.safety import user_errors
 from project.splits import Samples
 from project.trainer import inference_trainer
 

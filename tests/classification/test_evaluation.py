@@ -9,8 +9,8 @@ import torch
 from helpers import make, make_data
 from lightning.pytorch import Trainer
 
+from project.classification.datasets import eval_reader
 from project.classification.evaluation import evaluate, mistakes_figure, save, table
-from project.images import eval_reader
 
 
 @pytest.fixture

@@ -23,9 +23,8 @@ from helpers import (
 )
 from torch.nn import functional as F
 
-from project import images
 from project.checkpoint import load_checkpoint
-from project.classification import head_start
+from project.classification import datasets, head_start
 from project.classification.head_start import fit_head
 from project.classification.model import ResNetClassifier
 
@@ -270,7 +269,7 @@ def test_the_head_start_alone_decodes_each_image_once_and_computes_no_feature_tw
 ):
     decoded: Counter[str] = Counter()
     seen: list[int] = []
-    load, normalized = images.load_for_evaluation, ResNetClassifier.normalized
+    load, normalized = datasets.load_for_evaluation, ResNetClassifier.normalized
 
     def counted_load(path, preprocessing):
         decoded[path] += 1
@@ -282,7 +281,7 @@ def test_the_head_start_alone_decodes_each_image_once_and_computes_no_feature_tw
 
     if not has_test:
         shutil.rmtree(split / "test")
-    monkeypatch.setattr(images, "load_for_evaluation", counted_load)
+    monkeypatch.setattr(datasets, "load_for_evaluation", counted_load)
     monkeypatch.setattr(ResNetClassifier, "normalized", counted)
     run = run_train(tmp_path, split, WEIGHTS, "--max_epochs=0")
     assert set(decoded.values()) == {1} and len(decoded) == (36 if has_test else 27)

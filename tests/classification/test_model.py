@@ -4,8 +4,8 @@ from helpers import PREPROCESSING, make
 from lightning.pytorch import Trainer
 
 from project import UserError
+from project.classification.datasets import eval_reader
 from project.classification.model import load
-from project.images import eval_reader
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d"])

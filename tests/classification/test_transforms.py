@@ -7,8 +7,8 @@ from helpers import PREPROCESSING, make_data, save_image
 from PIL import Image
 from torchvision.transforms import v2
 
+from project.classification.datasets import eval_reader
 from project.classification.transforms import is_plain, random_crop
-from project.images import eval_reader
 from project.preprocessing import mean_colour
 
 

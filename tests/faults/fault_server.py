@@ -40,6 +40,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 import project.checkpoint
 import project.decoding
+import project.failures
 import project.files
 import project.loggers
 import project.metrics
@@ -180,7 +181,7 @@ def take_out(mutant: str) -> None:
     elif mutant == "any path in a manifest":
         os.pardir = "nowhere"
     elif mutant == "no explanation":
-        project.safety.explanation = lambda *args: None  # type: ignore[assignment]
+        project.failures.explanation = lambda *args: None  # type: ignore[assignment]
     elif mutant == "keeps what was logged after the checkpoint":
         project.loggers.TensorBoardLogger = lambda purge_step, **options: TensorBoardLogger(**options)  # type: ignore
     elif mutant == "goes on with any batch size":

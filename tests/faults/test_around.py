@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -301,7 +302,12 @@ def test_a_truncated_config_is_of_no_account(farm, killed, reference, tmp_path):
 
 def test_a_closed_terminal_is_survived(farm, options, tmp_path):
     argv = [word for word in options if "save_every" not in word]
-    assert farm.run(tmp_path, [*argv, "--max_epochs=1000"], [(3.0, signal.SIGHUP)]) == 129
+    argv += ["--max_epochs=1000", f"--default_root_dir={tmp_path}"]
+    pid = farm.ask({"folder": str(tmp_path), "argv": argv})
+    while not (tmp_path / "steps.txt").exists():
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGHUP)
+    assert farm.ask({"wait": pid}) == 129
     assert "Stopped by SIGHUP" in (tmp_path / "out.txt").read_text()
     steps = len((tmp_path / "steps.txt").read_text().splitlines())
     assert load_checkpoint(newest(tmp_path)).content["global_step"] == steps > 0

@@ -16,9 +16,10 @@ import pytest
 from helpers import PREPROCESSING
 from PIL import Image
 
+from project.classification.datasets import eval_reader
 from project.classification.transforms import train_transform
 from project.decoding import BadImage
-from project.images import eval_reader, try_out
+from project.images import try_out
 
 pytestmark = pytest.mark.faults
 

@@ -1,0 +1,139 @@
+"""What an exported model costs: how far its answers are from those of PyTorch in fp32, and how right they are."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from project.metrics import EvalMetrics, summarize, wilson_interval
+from project.splits import Samples
+
+MIN_AGREEMENT = 0.98  # share of the images that must get the same first class
+SURE_AGREEMENT = 0.99  # what a faster recipe must reach, or a more careful one is tried
+MAX_DIFFERENCE = 1e-4  # of a probability, in fp32
+WORST = 10  # images that are listed
+SUMMARIES = {"max": np.max, "p99": lambda values: np.percentile(values, 99), "mean": np.mean}
+
+
+def comparison(
+    before: np.ndarray, after: np.ndarray, samples: Samples, class_names: list[str], split: str
+) -> dict[str, Any]:
+    """What changed between two models on the same images.
+
+    Args:
+        before: Probabilities of the network in PyTorch, float32 `(N, C)`.
+        after: Probabilities of the exported model, likewise.
+        samples: The images.
+        class_names: In the order of the outputs.
+        split: Name of the split.
+
+    Returns:
+        JSON types: the metrics of `after`; `agreement` with its interval; `difference`, of each image the largest of a
+        probability; `top1_drop` with a one-sided bound; `by_class`, the images that are right only before, or only
+        after; and `worst`, the images with the largest difference.
+    """
+    index = {name: i for i, name in enumerate(class_names)}
+    labels = np.array([index[label] for _, label in samples])
+    first = [probabilities.argmax(axis=1) for probabilities in (before, after)]
+    same = int((first[0] == first[1]).sum())
+    difference = np.abs(before - after).max(axis=1)
+    right = [predicted == labels for predicted in first]
+    lost, won = right[0] & ~right[1], ~right[0] & right[1]
+    by_class = {
+        name: {
+            "lost": [samples[i][0] for i in np.flatnonzero(lost & (labels == k))],
+            "won": [samples[i][0] for i in np.flatnonzero(won & (labels == k))],
+        }
+        for k, name in enumerate(class_names)
+        if (labels == k).any()
+    }
+    return {
+        **metrics_of(after, labels, class_names, split),
+        "agreement": same / len(labels),
+        "agreement_interval": wilson_interval(same, len(labels)),
+        "difference": {name: float(f(difference)) for name, f in SUMMARIES.items()},
+        "top1_drop": float(right[0].mean() - right[1].mean()),
+        "top1_drop_at_most": drop_bound(int(lost.sum()), int(won.sum()), len(labels)),
+        "by_class": by_class,
+        "worst": [
+            dict(zip(("path", "label"), samples[i], strict=True))
+            | {when: class_names[predicted[i]] for when, predicted in zip(("before", "after"), first, strict=True)}
+            | {"difference": float(difference[i])}
+            for i in np.argsort(-difference, kind="stable")[:WORST]
+        ],
+    }
+
+
+def metrics_of(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str], split: str) -> dict[str, Any]:
+    """The metrics of `metrics.json`, of probabilities float32 `(N, C)` and labels int `(N,)`."""
+    metrics = EvalMetrics(len(class_names))
+    logits = torch.from_numpy(np.maximum(probabilities, 1e-30)).log()
+    metrics.update(logits, torch.from_numpy(labels))
+    return summarize(metrics.compute(), class_names, split)
+
+
+def drop_bound(lost: int, won: int, total: int) -> float:
+    """The upper bound of a one-sided 95 % interval of the drop in accuracy, from paired answers (McNemar 1947).
+
+    Args:
+        lost: Number of images that only the first model gets right.
+        won: Number of images that only the second one does.
+        total: Number of images.
+    """
+    drop = (lost - won) / total
+    variance = (lost + won + 1) / total**2 - drop**2 / total  # one more, or no change would mean no doubt
+    return min(1.0, drop + 1.645 * math.sqrt(max(variance, 0)))
+
+
+def reason_against(found: dict[str, Any], max_drop: float) -> str | None:
+    """Why a model is refused: its agreement or its top-1 is below the bound; None if it is good.
+
+    Both bounds are counted in whole images, rounded up, so that one of 37 images may change.
+
+    Args:
+        found: What `comparison` returned.
+        max_drop: How much of the top-1 it may lose.
+    """
+    total = found["num_samples"]
+    changed, lost = round(total * (1 - found["agreement"])), round(total * found["top1_drop"])
+    if changed > math.ceil(total * (1 - MIN_AGREEMENT) - 1e-9):
+        return f"it agrees with the network on {found['agreement']:.3f} of {total:,} images, below {MIN_AGREEMENT}"
+    if lost > math.ceil(total * max_drop - 1e-9):
+        return f"it loses {found['top1_drop']:.4f} of the top-1 on {total:,} images, above --max_drop {max_drop}"
+    return None
+
+
+def fitted_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature that makes probabilities most likely (Guo et al. 2017, arXiv 1706.04599), from 0.2 to 5.
+
+    Args:
+        probabilities: float32 `(N, C)`, at temperature 1.
+        labels: int `(N,)`.
+    """
+    logs = np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
+
+    def loss(log_temperature: float) -> float:
+        scaled = logs / math.exp(log_temperature)
+        of_label = scaled[np.arange(len(labels)), labels]
+        return float((np.logaddexp.reduce(scaled, axis=1) - of_label).mean())
+
+    low, high = math.log(0.2), math.log(5)
+    ratio = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-4:  # golden section: the loss has one minimum
+        a, b = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, b) if loss(a) < loss(b) else (a, high)
+    return math.exp((low + high) / 2)
+
+
+def sha256(path: str | Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of(samples: Samples) -> str:
+    """A hash of a list of images: of their paths and labels."""
+    return hashlib.sha256("\n".join(f"{path}\t{label}" for path, label in samples).encode(errors="replace")).hexdigest()

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 
 from project import UserError, first_few, first_line
 from project.files import whole
-from project.tensor_files import read_tensors
+from project.tensor_files import has_values, read_tensors
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -233,6 +233,8 @@ def load_model(checkpoint: Checkpoint, model_class: type[Module]) -> Module:
 def load_state(model: LightningModule, checkpoint: Checkpoint) -> None:
     """Load the weights of a checkpoint into a model. Raises `UserError` if they do not fit, or are not finite."""
     for name, tensor in checkpoint.content["state_dict"].items():
+        if isinstance(tensor, torch.Tensor) and not has_values(tensor):
+            raise does_not_fit(checkpoint, ValueError(f"the tensor {name!r} has no ordinary values"))
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"checkpoint {checkpoint.path}: the weights {name!r} are not finite")
     try:

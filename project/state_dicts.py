@@ -13,6 +13,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.models import get_model_builder, list_models
 
 from project import UserError
+from project.tensor_files import has_values
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def unwrap(content: Any, what: str) -> dict[str, Tensor]:
     if path:
         log.info(f"{what}: the weights under {'.'.join(map(repr, path))} are used")
     for name, tensor in content.items():
-        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+        if not has_values(tensor):
             raise UserError(f"{what}: the tensor {name!r} has no ordinary values")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"{what}: the tensor {name!r} has values that are not finite")

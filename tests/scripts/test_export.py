@@ -7,7 +7,7 @@ from pathlib import Path
 
 import export
 import pytest
-from helpers import pickled_code
+from helpers import bad_checkpoints, fill
 
 from project.classification import certificate
 from project.exported import Exported
@@ -88,12 +88,9 @@ def test_bad_input_is_one_line(best, fails, tmp_path, exported):
     assert "must be one of" in fails(export.main, f"--ckpt={best}", "--precision=int4", status=2)
     assert "no such file" in fails(export.main, f"--ckpt={tmp_path / 'none.ckpt'}")
     assert "is an exported model" in fails(export.main, f"--ckpt={exported}")
-    forged = tmp_path / "forged.ckpt"
-    marker = tmp_path / "executed"
-    pickled_code(forged, marker)
-    assert "refused" in fails(export.main, f"--ckpt={forged}") and not marker.exists()
-    (tmp_path / "half.ckpt").write_bytes(best.read_bytes()[:100_000])
-    assert "damaged" in fails(export.main, f"--ckpt={tmp_path / 'half.ckpt'}")
+    for name, path in bad_checkpoints(best, tmp_path).items():
+        assert name == "best" or str(path) in fails(export.main, f"--ckpt={path}")
+    assert not (best.parent / "export").exists()
     (tmp_path / "empty").mkdir()
     assert "empty" in fails(export.main, f"--ckpt={best}", f"--data.root={tmp_path / 'empty'}")
     (tmp_path / "out").mkdir()
@@ -107,8 +104,6 @@ def test_bad_input_is_one_line(best, fails, tmp_path, exported):
 
 
 def test_other_classes_are_refused_before_anything_is_made(best, fails, tmp_path):
-    from helpers import fill
-
     fill(tmp_path / "other", 4, ("cat", "dog"))
     line = fails(export.main, f"--ckpt={best}", f"--data.root={tmp_path / 'other'}")
     assert "cat" in line and not (best.parent / "export").exists()

@@ -48,8 +48,9 @@ def test_the_answers_are_near_those_in_fp32_and_softmax_is_not_quantized(exporte
 
 
 def test_the_same_images_give_the_same_bytes(exported, images, tmp_path):
-    files = [quantized(exported, images, tmp_path / name, RECIPES[0]) for name in ("a", "b") if not
-             (tmp_path / name).mkdir()]
+    files = [
+        quantized(exported, images, tmp_path / name, RECIPES[0]) for name in ("a", "b") if not (tmp_path / name).mkdir()
+    ]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -93,9 +94,12 @@ def test_rounded_kernels_keep_their_sums_and_lie_on_the_grid(shape):
 def test_what_cannot_be_quantized_is_one_line(tmp_path, images):
     helper = onnx.helper
     x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], "relu")], "g", [x], [
-        helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-    ])
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"], "relu")],
+        "g",
+        [x],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])],
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "other.onnx")
     with pytest.raises(UserError, match="cannot quantize it") as error:
         quantize(tmp_path / "other.onnx", tmp_path / "int8.onnx", images, RECIPES[0])

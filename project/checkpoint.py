@@ -13,7 +13,8 @@ from lightning.pytorch import LightningModule
 
 from project import UserError, first_few, first_line
 from project.files import whole
-from project.tensor_files import has_values, read_tensors
+from project.state_dicts import has_values
+from project.tensor_files import read_tensors
 
 Module = TypeVar("Module", bound=LightningModule)
 

@@ -13,7 +13,6 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.models import get_model_builder, list_models
 
 from project import UserError
-from project.tensor_files import has_values
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +60,12 @@ def unwrap(content: Any, what: str) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"{what}: the tensor {name!r} has values that are not finite")
     return content
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor that was read is a plain one with all its values: a small file can claim one of any size."""
+    plain = not tensor.is_meta and tensor.layout == torch.strided and not tensor.is_quantized
+    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def is_state_dict(content: Any) -> bool:

@@ -44,12 +44,6 @@ def read_tensors(path: str, role: str) -> Any:
         raise UserError(f"{role} {path}: damaged, or not in the expected format ({reason})") from error
 
 
-def has_values(tensor: torch.Tensor) -> bool:
-    """Whether a tensor that was read is a plain one with all its values: a small file can claim one of any size."""
-    plain = not tensor.is_meta and tensor.layout == torch.strided and not tensor.is_quantized
-    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
 def check_container(path: str) -> None:
     """Refuse files that take far more memory or time than their size suggests. Raises `ValueError`."""
     if path.endswith(".safetensors"):

@@ -161,3 +161,9 @@ def takes(net: nn.Module, image_size: int) -> bool:
     finally:
         net.train()
     return True
+
+
+def normalization(preprocessing: Preprocessing) -> dict[str, Tensor]:
+    """The mean and standard deviation of channels from 0 to 255, each float32 `(1, 3, 1, 1)`."""
+    values = {"mean": preprocessing["mean"], "std": preprocessing["std"]}
+    return {name: 255 * torch.tensor(value).view(1, 3, 1, 1) for name, value in values.items()}

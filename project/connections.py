@@ -6,7 +6,10 @@ accepting any other.
 
 import asyncio
 import logging
+import os
 import socket
+import sys
+import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -15,9 +18,13 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from project import UserError
+from project.cli import StderrHandler
+
+log = logging.getLogger(__name__)
 
 HEADER_SECONDS = 10  # for the headers of a request, and for a client to take its answer
 GRACE_SECONDS = 30  # after SIGTERM, for the requests under way
+LAST_SECONDS = 1.0  # after SIGTERM, for requests whose client has connected already
 BACKLOG = 128  # connections that asyncio accepts at once, before it looks at any of them
 SPARE_FILES = 2 * BACKLOG  # descriptors that are kept for these, and for all else
 MAX_CONNECTIONS = 2_000
@@ -28,6 +35,7 @@ class Connection(H11Protocol):
     """A connection that is cut if no request is complete in time; if there are too many, the one idle longest is."""
 
     most = MAX_CONNECTIONS
+    ending = False
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for a request."""
@@ -48,6 +56,20 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self.deadline.cancel()
         self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Begin a request, or go on with it; when the server ends, it is the connection's last one."""
+        super().data_received(data)
+        if self.ending and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """End after the request under way, or that is being sent just now: it would be lost if this were closed."""
+        if self.idle and not self.ending:
+            self.loop.call_later(LAST_SECONDS, self.shutdown)
+        else:
+            super().shutdown()
+        self.ending = True
 
     def connection_lost(self, error: Exception | None) -> None:
         """Stop waiting."""
@@ -86,6 +108,26 @@ class Few(logging.Filter):
         return self.count <= MESSAGES
 
 
+def bound_log() -> None:
+    """Send all messages through one `Few`: also Python's warnings, and what C libraries write to stderr of an image."""
+    handler = StderrHandler()
+    handler.addFilter(Few())
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("project").handlers.clear()
+    logging.captureWarnings(True)
+    sys.stderr = open(os.dup(2), "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    end, begin = os.pipe()
+    os.dup2(begin, 2)
+    os.close(begin)
+
+    def pass_on() -> None:
+        with open(end, errors="replace") as lines:
+            for line in lines:
+                log.warning(line.rstrip()[:500])
+
+    threading.Thread(target=pass_on, daemon=True).start()
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; clients wait until `serve` answers.
 
@@ -109,10 +151,7 @@ def address(listening: socket.socket) -> str:
 def serve(app: Any, listening: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what is under way, and let the signal end the process."""
     Connection.most = min(MAX_CONNECTIONS, raise_file_limit() - SPARE_FILES)
-    few = Few()
-    for name in ("uvicorn.error", "asyncio", "project"):
-        for each in (logging.getLogger(name), *logging.getLogger(name).handlers):
-            each.addFilter(few)
+    bound_log()
     config = uvicorn.Config(
         app,
         http=Connection,

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from project import UserError
 
@@ -47,12 +45,6 @@ def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
     for name, is_good in rules.items():
         if name not in p or not is_good(p[name]):
             raise UserError(f"preprocessing: {name} is {p[name]!r:.80}" if name in p else f"preprocessing: no {name}")
-
-
-def normalization(preprocessing: Preprocessing) -> dict[str, Tensor]:
-    """The mean and standard deviation of channels from 0 to 255, each float32 `(1, 3, 1, 1)`."""
-    values = {"mean": preprocessing["mean"], "std": preprocessing["std"]}
-    return {name: 255 * torch.tensor(value).view(1, 3, 1, 1) for name, value in values.items()}
 
 
 def resample_filter(preprocessing: Preprocessing) -> Image.Resampling:

@@ -87,15 +87,9 @@ def quantize(source: Path, target: Path, images: np.ndarray, recipe: Recipe, red
         ranges[names[0]] = [{"rmin": np.float32(0), "rmax": np.float32(255), "quant_type": QuantType.QUInt8}]
     if not reduce_range:
         round_kernels(model)
-    options = {
-        "quant_format": QuantFormat.QDQ,
-        "per_channel": True,
-        "reduce_range": reduce_range,
-        "activation_type": QuantType.QUInt8,
-        "weight_type": QuantType.QInt8,
-        "nodes_to_exclude": kept,
-        "extra_options": {"TensorQuantOverrides": ranges},
-    }
+    types = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    how = {"per_channel": True, "reduce_range": reduce_range, "extra_options": {"TensorQuantOverrides": ranges}}
+    options = {**types, **how, "nodes_to_exclude": kept}
     try:
         quantized = run_quantizer(quantize_static, model, Batches(images), options)
     except Exception as error:  # of many types

@@ -1,6 +1,7 @@
 """Export a checkpoint as ONNX files in fp32 and int8, with a certificate of what that costs.
 
     python scripts/export.py --ckpt best                                      # of the newest run
+    python scripts/export.py --ckpt best --prune 0.5                          # half the multiply-adds
     python scripts/export.py --ckpt best.ckpt --max_drop 0.005 --output DIR
 
 `model.onnx` and `model.int8.onnx` take images as they are decoded, and need no PyTorch: scripts/predict.py,
@@ -21,6 +22,8 @@ from typing import Any, Literal
 from project.imports import quick_imports
 
 with quick_imports():
+    sys.path.insert(0, str(Path(__file__).parent))  # where this is installed, it is not there yet
+    import train
     from jsonargparse import Namespace
     from rich.console import Console
     from rich.table import Table
@@ -31,14 +34,21 @@ with quick_imports():
     from project.classification.data import ImageData, data_of
     from project.classification.export import Export
     from project.classification.model import ResNetClassifier
+    from project.classification.pruning import prune
     from project.cli import Parser, log, run
     from project.exported import num_cores
     from project.failures import user_errors
     from project.files import check_writable, create_first, numbered, write_text
     from project.timing import machine
+    from project.triton import write_triton
 
 HERE = Path(__file__).resolve().parent
-RANGES = {"max_drop": (0, 1), "temperature": (0.01, 100), "calibration_images": (1, INFINITY)}
+RANGES = {
+    "max_drop": (0, 1),
+    "max_epochs": (0, INFINITY),
+    "temperature": (0.01, 100),
+    "calibration_images": (1, INFINITY),
+}
 RANGES["certificate_images"] = (1, INFINITY)
 ROWS = (  # of the table: name, format, figure
     ("top1", ".4f", "top1"),
@@ -70,11 +80,18 @@ def make_parser() -> Parser:
         type=Literal["auto", "fp32", "int8"],
         help="`auto`: fp32, and int8 where it is faster; `int8`: also where it is only smaller; `fp32`: nothing else",
     )
+    parser.add_argument(
+        "--prune",
+        type=float | None,
+        help="first cut channels until this share of the multiply-adds is left, and train again (only ResNets)",
+    )
+    parser.add_argument("--max_epochs", type=int, default=8, help="how long to train after --prune, in epochs")
     parser.add_argument("--max_drop", type=float, default=0.01, help="how much of the top-1 int8 may lose")
     parser.add_argument("--temperature", type=float, default=1.0, help="what the logits are divided by")
     parser.add_argument("--reduce_range", type=bool, default=False, help="7-bit weights, for CPUs without VNNI")
     parser.add_argument("--calibration_images", type=int, default=256, help="training images that int8 is fitted to")
     parser.add_argument("--certificate_images", type=int, default=2000, help="test images to compare, at most")
+    parser.add_argument("--triton", type=str | None, help="also write a model repository for Triton or KServe here")
     parser.add_argument("--data.root", type=str | None, help="folder or manifest (default: the training data)")
     return parser
 
@@ -83,6 +100,9 @@ def main(argv: list[str] | None = None) -> Path:
     """Export a checkpoint, print what it costs, and return the folder. Raises `UserError`."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     check_ranges("", RANGES, vars(args))
+    if args.prune is not None:
+        root = args.default_root_dir
+        args.ckpt = str(prune(args.ckpt, args.prune, train.main, args.max_epochs, args.data.root, root))
     checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
     model = load_model(checkpoint, ResNetClassifier).float()
     place = Path(args.output or exports_folder(checkpoint.path))
@@ -100,6 +120,9 @@ def main(argv: list[str] | None = None) -> Path:
     certificate = certificate_of(args, checkpoint, model, export, refused)
     write_text(folder / "certificate.json", json.dumps(as_utf8(certificate), indent=2, ensure_ascii=False) + "\n")
     say(export, folder)
+    if args.triton:
+        for name in export.exported:
+            log.info(f"Triton:      {shortest(write_triton(folder / name, args.triton))}")
     if refused:
         raise UserError(
             f"model.int8.onnx is refused and not written: {refused}. Ways out: more --calibration_images, a larger "

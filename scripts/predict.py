@@ -110,7 +110,8 @@ def trained_model(args: Any) -> Model:
             num_workers=default_workers() if args.num_workers is None else args.num_workers,
         )
         batches = inference_trainer(args).predict(model, loader) or []
-        return torch.cat([batch[0] for batch in batches]).numpy(), [error for batch in batches for error in batch[1]]
+        probabilities = torch.cat([batch[0] for batch in batches]).cpu().numpy()
+        return probabilities, [error for batch in batches for error in batch[1]]
 
     return Model(model.class_names, None, classify)
 
@@ -130,7 +131,8 @@ def exported_model(args: Any) -> Model:
     def classify(paths: list[str]) -> tuple[np.ndarray, list[str]]:
         threads = min(8, num_cores()) if args.num_workers is None else args.num_workers
         found = in_threads(read, paths, max(threads, 1), 2 * args.batch_size)
-        probabilities, errors = [], []
+        probabilities: list[np.ndarray] = []
+        errors: list[str] = []
         while batch := list(islice(found, args.batch_size)):
             images, reasons = zip(*batch, strict=True)
             probabilities.append(model(np.stack(images)))

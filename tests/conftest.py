@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import FAST, fill
 
-from project.classification.model import ResNetClassifier
+from project.classification.model import ResNetClassifier, load
 from project.cli import run
 from project.lightning_internals import QUIET_WARNINGS
 
@@ -134,6 +134,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fill(folder / "data" / name, count)
     train.main([*FAST, f"--data.root={folder / 'data'}", f"--default_root_dir={folder}", "--max_epochs=2"])
     return folder / "lightning_logs/version_0"
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The best checkpoint of `trained` as an ONNX file."""
+    from project.classification.graph import write_onnx
+
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    write_onnx(load(trained / "checkpoints/best.ckpt"), path, {})
+    return path
 
 
 @pytest.fixture

@@ -151,6 +151,27 @@ def test_few_messages_a_minute_are_logged(caplog):
     assert caplog.records[-1].getMessage() == "in the next minute"
 
 
+def test_whatever_writes_messages_the_log_is_bounded():
+    code = """
+import logging, os, time, warnings
+from project.cli import set_up_messages
+from project.connections import bound_log
+set_up_messages()
+bound_log()
+for i in range(1000):
+    os.write(2, b"from C %d\\n" % i)
+    warnings.warn(f"from Python {i}")
+    logging.getLogger("PIL.some").error("from a library")
+    logging.getLogger("project.some").error("from us")
+    time.sleep(0.001)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert MESSAGES <= len(lines) <= 2 * MESSAGES  # a minute may end between them
+    for kind in ("from C 0", "from a library", "from us", "UserWarning: from Python 0"):
+        assert [kind in line for line in lines].count(True) >= 1, lines
+
+
 def test_the_limit_of_open_files_is_raised():
     code = "from project.connections import raise_file_limit as f; print(f())"
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -15,7 +15,6 @@ MIN_AGREEMENT = 0.98  # share of the images that must get the same first class
 SURE_AGREEMENT = 0.99  # what a faster recipe must reach, or a more careful one is tried
 MAX_DIFFERENCE = 1e-4  # of a probability, in fp32
 WORST = 10  # images that are listed
-SUMMARIES = {"max": np.max, "p99": lambda values: np.percentile(values, 99), "mean": np.mean}
 
 
 def comparison(
@@ -42,11 +41,9 @@ def comparison(
     difference = np.abs(before - after).max(axis=1)
     right = [predicted == labels for predicted in first]
     lost, won = right[0] & ~right[1], ~right[0] & right[1]
+    flips = {"lost": lost, "won": won}
     by_class = {
-        name: {
-            "lost": [samples[i][0] for i in np.flatnonzero(lost & (labels == k))],
-            "won": [samples[i][0] for i in np.flatnonzero(won & (labels == k))],
-        }
+        name: {kind: [samples[i][0] for i in np.flatnonzero(flip & (labels == k))] for kind, flip in flips.items()}
         for k, name in enumerate(class_names)
         if (labels == k).any()
     }
@@ -54,7 +51,7 @@ def comparison(
         **metrics_of(after, labels, class_names, split),
         "agreement": same / len(labels),
         "agreement_interval": wilson_interval(same, len(labels)),
-        "difference": {name: float(f(difference)) for name, f in SUMMARIES.items()},
+        "difference": {"max": float(difference.max()), "mean": float(difference.mean())},
         "top1_drop": float(right[0].mean() - right[1].mean()),
         "top1_drop_at_most": drop_bound(int(lost.sum()), int(won.sum()), len(labels)),
         "by_class": by_class,

@@ -15,13 +15,13 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from project import INFINITY, UserError, check_ranges, shortest
-from project.backbones import Head, make_net, replace_head
+from project.backbones import Head, make_net, normalization, replace_head
 from project.checkpoint import load_model, open_checkpoint
 from project.classification.datasets import eval_reader
 from project.classification.scoring import Scored
 from project.metrics import EvalMetrics, Mean, check_finite, most_probable
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
-from project.preprocessing import Preprocessing, check_preprocessing, normalization
+from project.preprocessing import Preprocessing, check_preprocessing
 from project.pruning import fit_widths
 from project.weights import find_architecture
 

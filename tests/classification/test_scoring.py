@@ -38,6 +38,6 @@ def test_the_metrics_count_each_image_once_and_padding_never(classifier):
     labels = [*predicted[:3].tolist(), *((predicted[3:5] + 1) % len(CLASSES)).tolist(), IGNORE]
     loader = DataLoader(list(zip(images, labels, strict=True)), batch_size=4)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    [logged] = Trainer(accelerator="cpu", **quiet).test(classifier, loader, verbose=False)
-    assert classifier.eval_results["top1"] == pytest.approx(0.6) and logged["test/top1"] == pytest.approx(0.6)
+    Trainer(accelerator="cpu", **quiet).test(classifier, loader, verbose=False)
+    assert classifier.eval_results["top1"] == pytest.approx(0.6)
     assert int(classifier.eval_results["confusion"].sum()) == 5

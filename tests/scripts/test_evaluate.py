@@ -212,3 +212,44 @@ def test_two_processes_count_every_image_once(trained, tmp_path):
     assert two["num_samples"] == 11 and two["per_class"] == one["per_class"]
     for name in ("loss", "top1", "macro_f1", "ece"):
         assert two[name] == pytest.approx(one[name], abs=1e-5), name
+
+
+def test_an_exported_model_has_the_same_figures_and_files(trained, exported, tmp_path, caplog):
+    caplog.set_level("INFO", logger="project")
+    data = f"--data.root={trained.parents[1] / 'data'}"
+    checkpoint = [*CPU, f"--ckpt={trained / 'checkpoints/best.ckpt'}", "--precision=32-true"]
+    found = []
+    for name, options in {"ckpt": checkpoint, "onnx": [f"--ckpt={exported}"]}.items():
+        evaluate.main([*options, data, "--split=test", "--data.num_workers=0", f"--output={tmp_path / name}"])
+        with open(tmp_path / name / "predictions.csv", newline="", encoding="utf-8-sig") as file:
+            found.append((json.loads((tmp_path / name / "metrics.json").read_text()), list(csv.DictReader(file))))
+    (ours, our_rows), (theirs, their_rows) = found
+    differ = {"checkpoint", "epoch", "step", "fine_tuned_share"}
+    assert theirs.keys() - ours.keys() == {"runtime", "precision"} and ours.keys() <= theirs.keys()
+    for name in ours.keys() - differ:
+        assert theirs[name] == (pytest.approx(ours[name], abs=1e-5) if isinstance(ours[name], float) else ours[name])
+    assert theirs["checkpoint"] == str(exported) and theirs["epoch"] is None and theirs["precision"] == "fp32"
+    assert theirs["runtime"].startswith("onnxruntime ") and f"fp32, run by {theirs['runtime']}" in caplog.text
+    for ours, theirs in zip(our_rows, their_rows, strict=True):
+        for column, value in ours.items():
+            if "probability" in column:
+                assert float(theirs[column]) == pytest.approx(float(value), abs=1.1e-5)
+            else:
+                assert theirs[column] == value
+    for name in ("confusion_matrix.png", "mistakes.png"):
+        assert (tmp_path / "ckpt" / name).read_bytes() == (tmp_path / "onnx" / name).read_bytes()
+
+
+def test_an_exported_model_needs_the_name_of_its_data_and_takes_any_split(trained, exported, tmp_path, fails, caplog):
+    model = shutil.copy(exported, tmp_path / "model.onnx")
+    line = fails(evaluate.main, f"--ckpt={model}")
+    assert "an exported model does not know its data: name it with --data.root" in line
+    data = f"--data.root={trained.parents[1] / 'data'}"
+    assert "--devices 2: does not apply" in fails(evaluate.main, f"--ckpt={model}", data, "--devices=2")
+    caplog.set_level("INFO", logger="project")
+    for split, number in {"auto": 48, "val": 12, "train": 24}.items():
+        options = [f"--ckpt={model}", data, f"--split={split}", "--data.num_workers=0"]
+        assert evaluate.main(options)["num_samples"] == number
+    assert "Not known as the training data: all of it is evaluated" in caplog.text
+    written = sorted(path.name for path in (tmp_path / "evaluations").iterdir())
+    assert written == ["data-all", "data-train", "data-val"]

@@ -1,17 +1,24 @@
 import csv
 import json
 import os
+import re
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import evaluate
+import numpy as np
 import predict
 import pytest
 from helpers import (
     COLOURS,
+    ROOT,
     bad_checkpoints,
     save_image,
 )
+from onnx_samples import CLASSES, SIZE, make_onnx, write
+from PIL import Image
 
 from project.classification.model import ResNetClassifier
 
@@ -140,3 +147,141 @@ def test_predict_refuses_a_pipe_and_expands_the_home_folder(fails, away, monkeyp
     monkeypatch.setenv("HOME", str(away))
     save_image(away / "images/a.png")
     assert predict.find_images(["~/images"]) == [str(away / "images/a.png")]
+
+
+def of_all_kinds(folder):
+    """JPEGs of all orientations, other modes and formats, thin images, and what cannot be read."""
+    folder.mkdir()
+    upright = Image.open(save_image(folder / "plain.png", COLOURS["red"], (50, 34)))
+    left_half_green = Image.new("RGB", (50, 34), COLOURS["green"])
+    left_half_green.paste(upright.crop((0, 0, 25, 34)), (25, 0))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        left_half_green.save(folder / f"orientation-{orientation}.jpg", exif=exif)
+    upright.convert("CMYK").save(folder / "cmyk.jpg")
+    upright.convert("L").save(folder / "grey.jpg")
+    upright.quantize(16).save(folder / "palette.png")
+    upright.quantize(16).save(folder / "palette.gif")
+    upright.convert("LA").save(folder / "la.png")
+    see_through = upright.convert("RGBA")
+    see_through.putalpha(Image.linear_gradient("L").resize(upright.size))
+    see_through.save(folder / "rgba.webp")
+    deep = (np.asarray(upright.convert("L"), np.uint16) * 257).astype(np.uint16)
+    Image.fromarray(deep).save(folder / "deep.png")
+    Image.fromarray(deep).save(folder / "deep.tiff")
+    Image.fromarray(deep.astype(np.float32)).save(folder / "float.tiff")
+    for size in ((1, 1), (1, 60), (60, 1), (31, 33), (500, 3)):
+        save_image(folder / f"thin-{size[0]}-{size[1]}.png", COLOURS["blue"], size)
+    (folder / "empty.png").touch()
+    (folder / "cut.jpg").write_bytes((folder / "cmyk.jpg").read_bytes()[:300])
+    return folder
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_exported_model_answers_as_its_checkpoint(trained, exported, tmp_path, capsys, runtime):
+    images = of_all_kinds(tmp_path / "images")
+    checkpoint = [f"--ckpt={trained / 'checkpoints/best.ckpt'}", *CPU, "--precision=32-true", "--num_workers=0"]
+    outputs, lines = [], []
+    for i, options in enumerate((checkpoint, [f"--ckpt={exported}", f"--runtime={runtime}", "--batch_size=5"])):
+        predict.main([*options, str(images), f"--output={tmp_path / f'{i}.csv'}"])
+        outputs.append(rows_of(tmp_path / f"{i}.csv"))
+        capsys.readouterr()
+        predict.main([*options, str(images), str(tmp_path / "none.png")])
+        lines.append([re.sub(r"[\d.]+%", "", line) for line in capsys.readouterr().out.splitlines() if "/" in line])
+    assert lines[0] == lines[1] and len(lines[0]) == len(outputs[0]) + 1
+    assert [row.keys() for row in outputs[0]] == [row.keys() for row in outputs[1]] and len(outputs[0]) == 25
+    for ours, theirs in zip(*outputs, strict=True):
+        for name, value in ours.items():
+            if "probability" in name and value:
+                assert float(value) == pytest.approx(float(theirs[name]), abs=1.1e-5), ours["path"]
+            else:
+                assert value == theirs[name], ours["path"]
+    assert [bool(row["error"]) for row in outputs[1]].count(True) == 2
+    assert len({row["probability"] for row in outputs[1]}) > 15  # they differ
+
+
+def test_an_exported_model_needs_no_torch(exported, tmp_path):
+    image = save_image(tmp_path / "a.png", COLOURS["red"])
+    program = "import predict, sys; predict.main(sys.argv[1:]); print(*sys.modules)"
+    command = [sys.executable, "-c", program, f"--ckpt={exported}", image]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    answer, modules = done.stdout.splitlines()
+    assert answer.startswith(f"{image}: ") and "%" in answer
+    assert not {"torch", "torchvision", "lightning", "matplotlib"} & set(modules.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--ckpt=a.onnx", "--accelerator=cpu"], "--accelerator cpu: does not apply to a.onnx"),
+        (["--ckpt=a.onnx", "--precision=16-mixed"], "--precision 16-mixed: does not apply to a.onnx"),
+        (["--ckpt=a.ckpt", "--runtime=openvino"], "--runtime openvino: does not apply to a.ckpt"),
+        (["--ckpt=best", "--runtime=onnxruntime"], "--runtime onnxruntime: does not apply to best"),
+        (["--ckpt=none.onnx"], "model none.onnx: cannot be read (No such file or directory)"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(fails, tmp_path, monkeypatch, options, expected):
+    monkeypatch.chdir(tmp_path)
+    for script, rest in ((predict, ["a.png"]), (evaluate, ["--data.root=."])):
+        assert expected in fails(script.main, *options, *rest)
+
+
+def test_answers_below_the_threshold_are_unsure(tmp_path, capsys, fails):
+    image = save_image(tmp_path / "a.png", size=(SIZE, SIZE))
+    (tmp_path / "bad.png").touch()
+    for threshold, word in (("0.99", "yes"), ("0.01", "no")):
+        model = write(tmp_path / "model.onnx", make_onnx(threshold=threshold))
+        predict.main([f"--ckpt={model}", str(tmp_path / "bad.png"), str(image), f"--output={tmp_path / 'o.csv'}"])
+        bad, good = rows_of(tmp_path / "o.csv")
+        assert list(good)[-2:] == ["unsure", "error"] and good["unsure"] == word and good["label"] in CLASSES
+        assert bad["unsure"] == "" and bad["error"]
+        capsys.readouterr()
+        predict.main([f"--ckpt={model}", str(image), "--top_k=1"])
+        shown = f"{good['label']} {float(good['probability']):.1%}"
+        assert capsys.readouterr().out == f"{image}: {f'unsure ({shown})' if word == 'yes' else shown}\n"
+
+
+def test_exported_models_of_other_tasks_and_damaged_ones_are_refused(fails, tmp_path):
+    def broken(model):
+        weights = next(w for w in model.graph.initializer if w.name == "b2")
+        weights.raw_data = np.full(8, np.nan, np.float32).tobytes()
+
+    image = save_image(tmp_path / "a.png")
+    for content, expected in {
+        make_onnx(task="detection"): "made for another task, detection",
+        make_onnx(broken): "the model's output is not a number",
+        b"hello": "damaged, or no ONNX file",
+    }.items():
+        path = write(tmp_path / "model.onnx", content)
+        assert expected in fails(predict.main, f"--ckpt={path}", image)
+        assert expected in fails(evaluate.main, f"--ckpt={path}", f"--data.root={tmp_path}")
+
+
+def test_an_exported_model_fails_as_a_checkpoint_does(fails, tmp_path):
+    model = write(tmp_path / "model.onnx", make_onnx())
+    (tmp_path / "bad.png").touch()
+    assert "no file could be read: " in fails(predict.main, f"--ckpt={model}", tmp_path / "bad.png")
+    image = save_image(tmp_path / "a.png")
+    assert "the results: No space left on device" in fails(predict.main, f"--ckpt={model}", image, "--output=/dev/full")
+
+
+def test_threads_read_ahead_in_order_and_no_further():
+    begun, gate = [], threading.Event()
+
+    def read(name):
+        begun.append(name)
+        gate.wait(10)
+        return name
+
+    results = predict.in_threads(read, map(str, range(100)), threads=3, ahead=10)
+    gate.set()
+    assert [next(results) for _ in range(5)] == [str(i) for i in range(5)]
+    assert len(begun) <= 5 + 10 + 1
+    assert list(results) == [str(i) for i in range(5, 100)]

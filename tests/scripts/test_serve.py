@@ -93,6 +93,7 @@ def test_a_signal_lets_what_is_under_way_be_finished(model, tmp_path, signum, st
 
         def body():
             yield image[:100]
+            time.sleep(0.2)  # the others have connected
             server.process.send_signal(signum)
             time.sleep(0.5)
             yield image[100:]
@@ -101,9 +102,13 @@ def test_a_signal_lets_what_is_under_way_be_finished(model, tmp_path, signum, st
             answers.append(server.ask("/predict", content)[0])
 
         threads = [threading.Thread(target=ask, args=(content,)) for content in (body(), *[image] * 8)]
-        with socket.create_connection(server.url.split("/")[-1].split(":")) as idle:  # holds nothing up
+        place = server.url.split("/")[-1].split(":")
+        with socket.create_connection(place) as idle, socket.create_connection(place) as late:  # hold nothing up
             for thread in threads[::-1]:
                 thread.start()
+            time.sleep(0.45)
+            late.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")  # after the signal, over a connection from before
+            assert late.recv(100).startswith(b"HTTP/1.1 200 ")
             for thread in threads:
                 thread.join()
             assert server.process.wait(10) == status

@@ -92,6 +92,7 @@ def options_of(source: Checkpoint, root: str | Path | None) -> list[str]:
         *([] if moved is None else [f"--data.root={moved}"]),
         f"--model.teacher={Path(source.path).absolute()}",
         "--model.fine_tune=full",
+        "--model.backbone_lr_factor=1",  # the cut has changed all layers, not the head alone
         "--model.head_start=null",
         "--max_steps=-1",
     ]

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from project import first_few
-from project.cache import fingerprints, load_checked, save_checked
+from project.cache import fingerprints, first_come, load_checked, save_checked
 from project.decoding import BadImage
 from project.images import try_out
 from project.splits import Samples
@@ -52,18 +53,20 @@ def drop_bad_images(
         return samples, {}
     paths = [path for split in samples.values() for path, _ in split]
     prints = fingerprints(paths)
-    new = ~np.isin(prints, load_checked())
-    if check is None and new.sum() > MAX_UNASKED_CHECKS:
-        log.warning(f"{new.sum():,} new files are too many to be checked without being asked (--data.check true)")
+    num_new = int((~np.isin(prints, load_checked())).sum())
+    if check is None and num_new > MAX_UNASKED_CHECKS:
+        log.warning(f"{num_new:,} new files are too many to be checked without being asked (--data.check true)")
         return samples, {}
-    unseen = [path for path, is_new in zip(paths, new, strict=True) if is_new]
     decoded: dict[str, Tensor] = {}
-    if image_bytes is not None and len(unseen) * image_bytes <= MAX_KEPT_BYTES:
-        decoded, bad = decode(unseen, read)
-    else:
-        _, bad = decode(unseen, try_out)
-    if unseen:
-        save_checked(prints[new & np.array([path not in bad for path in paths])])
+    with first_come() if num_new else nullcontext():
+        new = ~np.isin(prints, load_checked())  # fewer, if another process has been first
+        unseen = [path for path, is_new in zip(paths, new, strict=True) if is_new]
+        if image_bytes is not None and len(unseen) * image_bytes <= MAX_KEPT_BYTES:
+            decoded, bad = decode(unseen, read)
+        else:
+            _, bad = decode(unseen, try_out)
+        if unseen:
+            save_checked(prints[new & np.array([path not in bad for path in paths])])
     if not bad:
         return samples, decoded
     tell(bad, len(paths), policy)

@@ -4,6 +4,7 @@
 `tests/test_lightning_internals.py` fails, and only this file needs to change.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -72,6 +73,16 @@ def start_epoch_again(checkpoint: dict[str, Any]) -> None:
     batches["current"] = dict.fromkeys(batches["current"], 0)
     batches["total"]["completed"] = batches["total"]["processed"]  # or Lightning would count the last batch as done
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # as it does for a batch
+
+
+def around_restoring(trainer: Trainer, wrap: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+    """Replace the two steps in which Lightning restores a checkpoint by `wrap(step)`.
+
+    The first one restores the model and the callbacks, the second one the optimizers, schedules and counters.
+    """
+    connector = trainer._checkpoint_connector
+    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
+        setattr(connector, name, wrap(getattr(connector, name)))
 
 
 def batches_between_validations(trainer: Trainer) -> int | float | None:

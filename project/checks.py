@@ -57,21 +57,39 @@ def drop_bad_images(
     if check is None and num_new > MAX_UNASKED_CHECKS:
         log.warning(f"{num_new:,} new files are too many to be checked without being asked (--data.check true)")
         return samples, {}
-    decoded: dict[str, Tensor] = {}
     with first_come() if num_new else nullcontext():
-        new = ~np.isin(prints, load_checked())  # fewer, if another process has been first
-        unseen = [path for path, is_new in zip(paths, new, strict=True) if is_new]
-        if image_bytes is not None and len(unseen) * image_bytes <= MAX_KEPT_BYTES:
-            decoded, bad = decode(unseen, read)
-        else:
-            _, bad = decode(unseen, try_out)
-        if unseen:
-            save_checked(prints[new & np.array([path not in bad for path in paths])])
+        decoded, bad = decode_new(paths, prints, read, image_bytes)
     if not bad:
         return samples, decoded
     tell(bad, len(paths), policy)
     left = {split: [sample for sample in listed if sample[0] not in bad] for split, listed in samples.items()}
     return left, decoded
+
+
+def decode_new(
+    paths: list[str], prints: np.ndarray, read: Callable[[str], Tensor], image_bytes: int | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Decode the files that no process has decoded before, and record those that can be.
+
+    Args:
+        paths: All files.
+        prints: Their fingerprints.
+        read: As for `drop_bad_images`.
+        image_bytes: As for `drop_bad_images`.
+
+    Returns:
+        What `read` returned, if it is to be kept, and the reason for each file that cannot be decoded, both by path.
+    """
+    new = ~np.isin(prints, load_checked())
+    unseen = [path for path, is_new in zip(paths, new, strict=True) if is_new]
+    decoded: dict[str, Tensor] = {}
+    if image_bytes is not None and len(unseen) * image_bytes <= MAX_KEPT_BYTES:
+        decoded, bad = decode(unseen, read)
+    else:
+        _, bad = decode(unseen, try_out)
+    if unseen:
+        save_checked(prints[new & np.array([path not in bad for path in paths])])
+    return decoded, bad
 
 
 def tell(bad: dict[str, str], num_images: int, policy: str) -> None:

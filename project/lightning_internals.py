@@ -85,6 +85,15 @@ def around_restoring(trainer: Trainer, wrap: Callable[[Callable[..., None]], Cal
         setattr(connector, name, wrap(getattr(connector, name)))
 
 
+def counters(trainer: Trainer, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What the trainer has counted of epochs, batches and steps, and what the content of a checkpoint says of them.
+
+    Raises:
+        KeyError, TypeError: It says nothing.
+    """
+    return trainer.fit_loop.state_dict(), checkpoint["loops"]["fit_loop"]
+
+
 def batches_between_validations(trainer: Trainer) -> int | float | None:
     """Training batches between validations, with `--val_check_interval` resolved; infinity for never."""
     return trainer.val_check_batch

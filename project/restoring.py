@@ -11,7 +11,7 @@ from torch import Tensor
 
 from project import UserError
 from project.checkpoint import Checkpoint, does_not_fit
-from project.lightning_internals import around_restoring
+from project.lightning_internals import around_restoring, counters
 from project.loading import ResumableData
 
 
@@ -40,7 +40,7 @@ def progress_in(checkpoint: Checkpoint, data: ResumableData) -> dict[str, Any]:
     for name in ("ModelCheckpoint", "LastCheckpoint"):
         mine = [v for k, v in states.items() if str(k).startswith(name)] if isinstance(states, dict) else []
         fits = fits and len(mine) > 0 and all(isinstance(v, dict) and isinstance(v.get("dirpath"), str) for v in mine)
-    if not fits or not isinstance(content.get("loops"), dict):
+    if not fits:
         raise does_not_fit(checkpoint, ValueError("its progress is none"))
     return progress
 
@@ -57,7 +57,7 @@ def guard_restoring(trainer: Trainer, checkpoint: Checkpoint) -> None:
         def restore_and_check(*args: Any) -> None:
             before = state_of(trainer)
             try:
-                check_kinds(before.pop("loop"), content["loops"]["fit_loop"])
+                check_kinds(*counters(trainer, content))
                 if before["schedulers"]:  # they are created only after the first step
                     check_kinds(before["schedulers"], content["lr_schedulers"])
                 restore(*args)
@@ -76,10 +76,9 @@ def guard_restoring(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """What a checkpoint restores, except tensors: counters, options of the optimizers, schedules, early stopping."""
+    """What a checkpoint restores, except tensors and counters: options of the optimizers, schedules, early stopping."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     return {
-        "loop": trainer.fit_loop.state_dict(),
         "groups": [{name: value for name, value in group.items() if name != "params"} for group in groups],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "stopping": [callback.state_dict() for callback in trainer.early_stopping_callbacks if stops_early(callback)],

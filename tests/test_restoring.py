@@ -17,7 +17,7 @@ from project.restoring import check_bests, check_kinds, progress_in
         ({"a": 1}, {"a": 2, "b": "of a newer version"}, True),
         ({"a": 1}, {"b": 1}, False),
         *(({"a": 1}, {"a": value}, value == 0) for value in (0, -1, 1.5, True, "1", None, [1])),
-        *((0.5, value, value in (1, 0.25)) for value in (1, 0.25, "x", None, True)),
+        *((0.5, value, good) for value, good in ((1, True), (0.25, True), ("x", False), (None, False), (True, False))),
         ((0.9, 0.999), [0.8, 0.9], True),
         ((0.9, 0.999), [0.8], False),
         ({"a": [{"b": ""}]}, {"a": [{"b": 3}]}, False),

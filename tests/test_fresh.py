@@ -25,6 +25,6 @@ def test_a_process_without_torch_sees_and_answers_the_same(trained, exported, mo
 def test_what_stops_it_is_one_line(exported, tmp_path):
     shutil.copy(exported, tmp_path / "damaged.onnx")
     (tmp_path / "damaged.onnx").write_bytes(exported.read_bytes()[:1000])
-    with pytest.raises(UserError, match="a new process cannot use damaged.onnx") as error:
+    with pytest.raises(UserError, match="a new process cannot use damaged") as error:
         answers(tmp_path / "damaged.onnx", [])
     assert "\n" not in str(error.value)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 BODY_SECONDS = 30  # for the body of a request
 MAX_HELD = 100_000_000  # bytes of all bodies
-MAX_DECODED = 300_000_000  # bytes that decoding takes
+MAX_DECODED = 300_000_000  # bytes that decoding takes; scripts/serve.py sets it, for the whole process
 MAX_WAITING, MAX_WAITING_BYTES = 256, 64_000_000  # prepared images
 MAX_FILES, MAX_PARTS, MAX_PART_HEADERS = 32, 64, 8_192  # of a form
 STATIC = PACKAGE / "static"
@@ -109,7 +109,6 @@ class Service:
         self.max_waiting = max(MAX_FILES, min(MAX_WAITING, MAX_WAITING_BYTES // (3 * self.size**2)))
         self.max_held = max(MAX_HELD, 2 * max_upload)
         self.waiting = self.held = 0
-        decoding.MEMORY = decoding.Budget(MAX_DECODED)
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:

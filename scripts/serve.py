@@ -11,7 +11,7 @@ import sys
 from project.imports import quick_imports
 
 with quick_imports():
-    from project import INFINITY, UserError, check_ranges
+    from project import INFINITY, UserError, check_ranges, decoding
     from project.cli import Parser, log, run
     from project.exported import Exported, Runtime, num_cores
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     max_upload = as_bytes(args.max_upload)
     try:
         from project.connections import address, listen, serve
-        from project.serving import make_app
+        from project.serving import MAX_DECODED, make_app
     except ImportError as error:
         raise UserError(f"serving needs more packages: pip install -e '.[serve]' ({error})") from error
     threads = args.threads or num_cores()
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         f"Listening at {address(listening)}: {args.model}, {model.precision}, {len(model.class_names)} classes, "
         f"{size} x {size} pixels, {model.runtime}, {threads} thread{'s' * (threads > 1)}"
     )
+    decoding.MEMORY = decoding.Budget(MAX_DECODED)
     serve(app, listening)
 
 

@@ -6,8 +6,8 @@ A failure of the cache costs time but never fails a run: each file has a checksu
 
 import logging
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from project.files import whole
+from project.files import one_at_a_time, whole
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,21 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-resnet"
     except RuntimeError as error:  # HOME is not set, and the user is not in the list of users
         raise FileNotFoundError("no home directory") from error
+
+
+@contextmanager
+def first_come() -> Iterator[None]:
+    """What is made for the cache in the `with` block is made by the first of the processes that start together.
+
+    The others wait for it: of eight processes on one file system, seven find the images checked, the weights there.
+    """
+    try:
+        path = cache_folder() / "busy.lock"
+    except OSError:  # then nothing can be kept for the others
+        yield
+        return
+    with one_at_a_time(path):
+        yield
 
 
 def fingerprints(paths: Iterable[str]) -> np.ndarray:

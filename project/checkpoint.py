@@ -197,6 +197,8 @@ def load_checkpoint(path: str | Path, known_whole: bool = False) -> Checkpoint:
     path = str(path)
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path}: no such file")
+    if path.endswith(".onnx"):
+        raise UserError(f"{path} is an exported model: name the checkpoint that it was made from")
     if not known_whole and zipfile.is_zipfile(path) and not is_whole(path):
         raise UserError(f"checkpoint {path}: damaged, its checksum does not match")
     content = read_tensors(path, "checkpoint")

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from project import first_few
-from project.cache import fingerprints, load_checked, save_checked
+from project.cache import fingerprints, first_come, load_checked, save_checked
 from project.decoding import BadImage
 from project.images import try_out
 from project.splits import Samples
@@ -52,10 +53,34 @@ def drop_bad_images(
         return samples, {}
     paths = [path for split in samples.values() for path, _ in split]
     prints = fingerprints(paths)
-    new = ~np.isin(prints, load_checked())
-    if check is None and new.sum() > MAX_UNASKED_CHECKS:
-        log.warning(f"{new.sum():,} new files are too many to be checked without being asked (--data.check true)")
+    num_new = int((~np.isin(prints, load_checked())).sum())
+    if check is None and num_new > MAX_UNASKED_CHECKS:
+        log.warning(f"{num_new:,} new files are too many to be checked without being asked (--data.check true)")
         return samples, {}
+    with first_come() if num_new else nullcontext():
+        decoded, bad = decode_new(paths, prints, read, image_bytes)
+    if not bad:
+        return samples, decoded
+    tell(bad, len(paths), policy)
+    left = {split: [sample for sample in listed if sample[0] not in bad] for split, listed in samples.items()}
+    return left, decoded
+
+
+def decode_new(
+    paths: list[str], prints: np.ndarray, read: Callable[[str], Tensor], image_bytes: int | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Decode the files that no process has decoded before, and record those that can be.
+
+    Args:
+        paths: All files.
+        prints: Their fingerprints.
+        read: As for `drop_bad_images`.
+        image_bytes: As for `drop_bad_images`.
+
+    Returns:
+        What `read` returned, if it is to be kept, and the reason for each file that cannot be decoded, both by path.
+    """
+    new = ~np.isin(prints, load_checked())
     unseen = [path for path, is_new in zip(paths, new, strict=True) if is_new]
     decoded: dict[str, Tensor] = {}
     if image_bytes is not None and len(unseen) * image_bytes <= MAX_KEPT_BYTES:
@@ -64,11 +89,7 @@ def drop_bad_images(
         _, bad = decode(unseen, try_out)
     if unseen:
         save_checked(prints[new & np.array([path not in bad for path in paths])])
-    if not bad:
-        return samples, decoded
-    tell(bad, len(paths), policy)
-    left = {split: [sample for sample in listed if sample[0] not in bad] for split, listed in samples.items()}
-    return left, decoded
+    return decoded, bad
 
 
 def tell(bad: dict[str, str], num_images: int, policy: str) -> None:

@@ -5,7 +5,7 @@ import errno
 import io
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -175,3 +175,17 @@ def lock(folder: Path) -> IO[bytes] | None:
             ) from error
         return None  # a file system without locks
     return file
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Do the `with` block in one process at a time of those that name the same file, for which the others wait.
+
+    It is done at once where the system, or the file system, has no locks that end with their process.
+    """
+    with ExitStack() as stack:
+        if fcntl is not None:
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fcntl.lockf(stack.enter_context(open(path, "wb")), fcntl.LOCK_EX)
+        yield

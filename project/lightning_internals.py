@@ -6,6 +6,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -85,6 +86,25 @@ def start_epoch_again(checkpoint: dict[str, Any]) -> None:
     batches["current"] = dict.fromkeys(batches["current"], 0)
     batches["total"]["completed"] = batches["total"]["processed"]  # or Lightning would count the last batch as done
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # as it does for a batch
+
+
+def around_restoring(trainer: Trainer, wrap: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+    """Replace the two steps in which Lightning restores a checkpoint by `wrap(step)`.
+
+    The first one restores the model and the callbacks, the second one the optimizers, schedules and counters.
+    """
+    connector = trainer._checkpoint_connector
+    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
+        setattr(connector, name, wrap(getattr(connector, name)))
+
+
+def counters(trainer: Trainer, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What the trainer has counted of epochs, batches and steps, and what the content of a checkpoint says of them.
+
+    Raises:
+        KeyError, TypeError: It says nothing.
+    """
+    return trainer.fit_loop.state_dict(), checkpoint["loops"]["fit_loop"]
 
 
 def batches_between_validations(trainer: Trainer) -> int | float | None:

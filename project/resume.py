@@ -17,6 +17,7 @@ from project.lightning_internals import start_epoch_again
 from project.loading import ResumableData
 from project.optim import GROUP_NAMES
 from project.options import current_values
+from project.restoring import progress_in
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,10 @@ def find_resumed(options: Namespace) -> Checkpoint | None:
         return None
     checkpoint = open_checkpoint(name, root, options.name)
     if folder := run_of(checkpoint.path):
-        relocate(checkpoint, folder / "checkpoints")
+        try:
+            relocate(checkpoint, folder / "checkpoints")
+        except (TypeError, KeyError, AttributeError) as error:
+            raise does_not_fit(checkpoint, error) from error
     return checkpoint
 
 
@@ -168,9 +172,7 @@ def check_samples(checkpoint: Checkpoint, data: ResumableData, options: Namespac
         UserError: With `--ckpt_path auto` none is the same, or the checkpoint does not contain the progress of a run.
     """
     path, content = checkpoint
-    progress = content.get(type(data).__qualname__)
-    if progress is None or "optimizer_states" not in content:
-        raise UserError(f"{path} contains no progress to resume; start from its weights with --model.weights {path}")
+    progress = progress_in(checkpoint, data)
     for split, now in data.fingerprints.items():
         before = progress.get("samples", {}).get(split)
         if before is None or torch.equal(before, now):  # older versions kept none
@@ -187,7 +189,10 @@ def check_samples(checkpoint: Checkpoint, data: ResumableData, options: Namespac
             text += f"; epoch {progress['epoch'] + 1} starts again"
             progress["batches_done"] = 0
             content.pop("epoch_sums", None)
-            start_epoch_again(content)
+            try:
+                start_epoch_again(content)
+            except (TypeError, KeyError, AttributeError) as error:
+                raise does_not_fit(checkpoint, error) from error
         log.warning(f"The {split} images are not those that {path} was trained on: {text}")
 
 

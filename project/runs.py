@@ -22,6 +22,7 @@ from project.files import check_writable, create_first, lock, numbered
 from project.loading import ResumableData
 from project.loggers import make_loggers, with_save_dir
 from project.options import check_options, json_config, make_parser
+from project.restoring import guard_restoring
 from project.resume import (
     OBJECTS,
     check_order,
@@ -221,6 +222,7 @@ def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run)
             now = flat(run.config)
             texts = [f"--{name} {now[name]} (before: {value})" for name, value in run.changed.items()]
             log.warning(f"Options changed since {run.resumed.path}: {', '.join(texts)}")
+        guard_restoring(trainer, run.resumed)
         load_state(model, run.resumed)  # earlier than Lightning, as callbacks may need the backbone
     path = run.resumed and run.resumed.path
     log.info(f"Resuming {path}" if path else model.describe())  # type: ignore[operator]

@@ -109,8 +109,8 @@ class LastCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.stopped_early = checkpoint.get("stopped_early", False)
         for name, sums in checkpoint.get("epoch_sums", {}).items() if trainer.is_global_zero else ():
-            metric = pl_module.train_metrics[name]  # type: ignore[index]
-            vars(metric).update({k: v.to(metric.device) for k, v in sums.items()})
+            metric: Any = pl_module.train_metrics[name]  # type: ignore[index]
+            vars(metric).update({k: sums[k].to(v).reshape(v.shape) for k, v in metric.metric_state.items()})
 
     def _give_signals_back(self) -> None:
         for signum, handler in self.handlers.items():

@@ -52,7 +52,7 @@ def in_turns(models: dict[str, Callable[[np.ndarray], Any]], images: np.ndarray)
 def timed(model: Callable[[np.ndarray], Any], batch: np.ndarray) -> list[float]:
     """Seconds of each call in one turn."""
     times: list[float] = []
-    while sum(times) < LEAST:
+    while not times or sum(times) < LEAST:
         start = time.perf_counter()
         model(batch)
         times.append(time.perf_counter() - start)

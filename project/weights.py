@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from project import UserError, first_few, first_line
+from project.files import one_at_a_time
 from project.preprocessing import Fit, Preprocessing
 from project.pruning import fit_widths
 from project.state_dicts import match_names, resnet_of, unwrap
@@ -229,7 +230,9 @@ def read_weights(architecture: Architecture, weights: str) -> dict[str, Tensor]:
         UserError: It cannot be obtained, or is not a state dict.
     """
     if not is_none_or_file(weights):
-        return architecture.pretrained(weights)
+        lock = Path(torch.hub.get_dir()) / "checkpoints/busy.lock"
+        with one_at_a_time(lock):  # of processes that start together, the first one downloads them
+            return architecture.pretrained(weights)
     return unwrap(read_tensors(weights, "--model.weights"), f"--model.weights {weights}")
 
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TextIO
 
 from project.imports import quick_imports
 
-with quick_imports():  # PyTorch only for a checkpoint
-    import numpy as np
+with quick_imports():
+    import numpy as np  # and no PyTorch, which only checkpoints need
 
     from project import INFINITY, UserError, check_ranges, first_few, printable
     from project.answers import check_finite, most_probable

@@ -1,6 +1,10 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from helpers import make_data, save_image
+from helpers import ROOT, make_data, save_image
 
 from project import UserError, checks
 from project.checks import decode
@@ -85,3 +89,39 @@ def test_images_that_are_only_checked_are_not_held_in_memory(flat):
     (flat / "red/red-0.png").write_bytes(b"broken")
     data = make_data(flat, keep_decoded=False, bad_images="skip")
     assert not data.decoded and sum(map(len, data.samples.values())) == 29
+
+
+def started_together(folder, code: str) -> list[str]:
+    """What two processes print that run this code at the same time."""
+    wait = (
+        "import pathlib, sys, time; from project import checks; from project.backbones import make_net\n"
+        "from helpers import make_data; me, folder = sys.argv[1], pathlib.Path(sys.argv[2])\n"
+        "(folder / me).touch()\nwhile len(list(folder.glob('process-*'))) < 2: time.sleep(0.01)\n"
+    )
+    folder.mkdir()
+    command = [sys.executable, "-c", wait + code]
+    places = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
+    options = {"env": {**os.environ, "PYTHONPATH": os.pathsep.join(places)}, "stdout": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([*command, f"process-{i}", folder], **options) for i in range(2)]
+    return [process.communicate()[0] for process in running]
+
+
+def test_of_processes_that_start_together_the_first_checks_the_images(flat, tmp_path):
+    code = (
+        "counts, decode = [], checks.decode\n"
+        "checks.decode = lambda paths, read: counts.append(len(paths)) or time.sleep(0.5) or decode(paths, read)\n"
+        f"make_data({str(flat)!r}); print(sum(counts))"
+    )
+    assert sorted(started_together(tmp_path / "together", code)) == ["0\n", "30\n"]
+
+
+def test_of_processes_that_start_together_the_first_gets_the_weights(tmp_path):
+    code = (
+        "from project.weights import OfTorchvision\n"
+        "def pretrained(self, weights):\n"
+        "    log = open(folder / 'log', 'a', 1); log.write('a\\n'); time.sleep(0.5); log.write('b\\n')\n"
+        "    return self.build(224).state_dict()\n"
+        "OfTorchvision.pretrained = pretrained; make_net('resnet18', 'DEFAULT', 224)"
+    )
+    started_together(tmp_path / "together", code)
+    assert (tmp_path / "together/log").read_text() == "a\nb\na\nb\n"

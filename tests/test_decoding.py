@@ -9,11 +9,11 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from helpers import save_image
+from helpers import PREPROCESSING, save_image
 from PIL import Image
 
 from project.decoding import BadImage, Budget, decoded, opened
-from project.images import load_image
+from project.images import load_for_evaluation, load_image
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "bmp", "tif", "gif", "avif", "ppm"])
@@ -29,8 +29,28 @@ def test_damaged_files_are_named_with_a_reason(tmp_path, extension):
         with pytest.raises(BadImage) as error:
             load_image(path)
         assert str(error.value).startswith(f"{path}: {reason}") and "\n" not in str(error.value)
+        with pytest.raises(BadImage) as same:
+            load_for_evaluation(content, PREPROCESSING)
+        assert f"{path}: {same.value}" == str(error.value)  # of bytes, which have no name
     with pytest.raises(BadImage, match="no such file"):
         load_image(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
+def test_the_content_of_a_file_is_decoded_like_the_file(tmp_path, extension):
+    path = save_image(tmp_path / f"a.{extension}", size=(300, 280))
+    assert (load_for_evaluation(path, PREPROCESSING) == load_for_evaluation(path.read_bytes(), PREPROCESSING)).all()
+
+
+def test_no_message_has_a_memory_address(tmp_path, monkeypatch):
+    save_image(tmp_path / "a.png")
+
+    def fails(*args, **options):
+        raise OSError("cannot read <_io.BytesIO object at 0x7f5e0c1b2a40>")
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(BadImage, match=r"^cannot read the file$"):
+        load_for_evaluation((tmp_path / "a.png").read_bytes(), PREPROCESSING)
 
 
 def claim(path, width, height):

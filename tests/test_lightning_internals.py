@@ -57,6 +57,22 @@ def test_children_are_forgotten(trainer):
     internals.forget_children(trainer)  # it has started none
 
 
+def test_the_steps_of_restoring_are_called_in_their_order(trainer, split, tmp_path):
+    trainer.fit(make(), datamodule=make_data(split))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False)
+    called = []
+
+    def wrap(step):
+        return lambda *args: called.append(bool(again.optimizers)) or step(*args)
+
+    internals.around_restoring(again, wrap)
+    again.fit(make(), datamodule=make_data(split), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True)
+    assert called == [False, True]
+    now, saved = internals.counters(again, torch.load(tmp_path / "a.ckpt", weights_only=True))
+    assert now.keys() == saved.keys()
+
+
 def test_advice_on_what_is_settled_is_not_given(trainer, split, caplog, recwarn):
     internals.silence_advice()  # pytest takes back what the import did
     for name in internals.QUIET_LOGGERS:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import evaluate
+import export
 import nbclient
 import nbformat
 import predict
 import pytest
+import serve
 import train
 from helpers import COLOURS, fill, save_image
 
@@ -38,7 +40,7 @@ def test_ci_runs_the_first_two_commands_to_the_letter():
 def test_every_command_of_the_readme_is_accepted():
     parsers = {
         "train": make_parser("", ImageData, ResNetClassifier)[0],
-        **{script.__name__: script.make_parser() for script in (evaluate, predict)},
+        **{script.__name__: script.make_parser() for script in (evaluate, export, predict, serve)},
     }
     checked = Counter()
     for line in commands():
@@ -52,6 +54,7 @@ def test_every_command_of_the_readme_is_accepted():
                 parsers[name].parse_args(with_save_dir(argv))
             checked[name] += 1
     assert checked["train"] >= 15 and checked["evaluate"] >= 2 and checked["predict"] >= 1 and checked["find"] >= 1
+    assert checked["export"] >= 1 and checked["serve"] >= 1
 
 
 @pytest.mark.slow

@@ -146,6 +146,22 @@ def test_images_that_changed_within_an_epoch_are_named_and_it_starts_again(farm,
         assert len(val) == 3, val  # one validation an epoch
 
 
+def test_an_epoch_that_starts_again_counts_its_steps_when_gradients_are_accumulated(farm, options, images, tmp_path):
+    root, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(images, root)
+    argv = [*options, "--accumulate_grad_batches=2", f"--data.root={root}"]
+    assert farm.run(folder, argv, **KILL) == -signal.SIGKILL
+    before = load_checkpoint(newest(folder)).content
+    assert (before["global_step"], before["ImageData"]["batches_done"]) == (4 + 2, 4)  # of 7 batches, 4 steps an epoch
+    (root / "train/red/red-0.png").unlink()
+    assert "epoch 2 starts again" in resume(farm, folder)
+    assert epochs(folder) == [1] * 7 + [2] * 7
+    after = load_checkpoint(newest(folder)).content
+    assert after["global_step"] == 6 + 4 + 4 and after["ImageData"]["epoch"] == 3
+    found = curves(newest(folder).parents[1])
+    assert len(found["train/curves/loss"]) == len(found["val/curves/loss"]) == 3
+
+
 def test_other_validation_images_are_named_and_moved_ones_are_the_same(farm, killed, images, reference, tmp_path):
     for change in ("moved", "val"):
         root, folder = tmp_path / change / "data", tmp_path / change / "run"
@@ -295,6 +311,80 @@ def test_a_truncated_config_is_of_no_account(farm, killed, reference, tmp_path):
         where = {"default_root_dir": str(folder)}
         assert yaml.safe_load(config.read_text()) == {**yaml.safe_load(text), **where}
         assert not list(folder.rglob("*.part"))
+
+
+# Progress that is none
+
+
+def at(*path):
+    """A change of the value at a place in a checkpoint; `del` removes it."""
+
+    def change(content, value):
+        for name in path[:-1]:
+            content = (
+                content[next(k for k in content if k.startswith(name))] if isinstance(name, str) else content[name]
+            )
+        if value == "del":
+            del content[path[-1]]
+        else:
+            content[path[-1]] = value
+
+    return change
+
+
+LOOP, GROUP = ("loops", "fit_loop"), ("optimizer_states", 0, "param_groups", 0)
+BEST = ("callbacks", "ModelCheckpoint")
+FORGED = {
+    **{("global_step",): ["x", -1, 1.5, None, [1], True], ("epoch",): ["x", None], ("loops",): ["del", [], {}, 3]},
+    **{("optimizer_states",): [{}, [], "x", [1], [{}]], ("lr_schedulers",): [[], {}, "x", [{}]]},
+    **{(*LOOP, "epoch_loop.batch_progress"): ["del", "x", {}], (*LOOP, "epoch_progress", "current"): [3, {"ready": 1}]},
+    **{(*LOOP, "epoch_progress", "current", "completed"): ["x", -3, 1.5, None, [1]]},
+    **{(*LOOP, "epoch_loop.state_dict", "_batches_that_stepped"): ["x", -1, {}]},
+    **{(*GROUP, "lr"): ["del", "x", None], (*GROUP, "betas"): ["x", [0.9], None], (*GROUP, "params"): [[], "x", "del"]},
+    **{(*GROUP, "name"): [3, "del"], ("optimizer_states", 0, "state", 0, "exp_avg"): ["x", torch.zeros(2), "del"]},
+    **{
+        ("lr_schedulers", 0, "last_epoch"): ["x", None, "del"],
+        ("callbacks",): [[], "x", "del", {"ModelCheckpoint": 1}],
+    },
+    **{
+        (*BEST, "best_model_score"): ["x", torch.zeros(2)],
+        (*BEST, "best_k_models"): [[], {"/etc/hostname": 1}, {3: 1}],
+    },
+    **{(*BEST, "kth_best_model_path"): [3, "/etc/hostname"], (*BEST, "best_model_path"): [3], (*BEST, "dirpath"): [3]},
+    **{
+        ("ImageData",): [[], "x", {}],
+        ("ImageData", "epoch"): ["x", -1, "del"],
+        ("ImageData", "batches_done"): [None, "x"],
+    },
+    **{
+        ("ImageData", "images_a_step"): ["del", "x"],
+        ("ImageData", "samples"): [[], {"train": "x"}, {"train": torch.ones(2)}],
+    },
+    **{("epoch_sums",): ["x", [1], {"x": {}}, {"loss": 3}], ("epoch_sums", "loss"): [{}, {"total": "x"}]},
+    **{
+        ("pytorch-lightning_version",): [[1], 3, "x"],
+        ("config", "monitor"): [3, []],
+        ("config", "max_epochs"): ["x", [1]],
+    },
+}
+
+
+@pytest.mark.parametrize("place", FORGED, ids=lambda place: ".".join(map(str, place)))
+def test_progress_that_is_forged_is_refused_in_a_line(farm, killed, tmp_path, place):
+    for number, value in enumerate(FORGED[place]):
+        folder = tmp_path / str(number)
+        shutil.copytree(killed, folder)
+        newest(folder).with_name("previous.ckpt").unlink(missing_ok=True)
+        content = torch.load(newest(folder), weights_only=True)
+        at(*place)(content, value)
+        torch.save(content, newest(folder))
+        forged = newest(folder).read_bytes()
+        messages = tmp_path / f"{number}-messages"
+        status = farm.run(folder, ["--ckpt_path=last"], messages=messages)
+        said = (messages / "out.txt").read_text()
+        assert status in (1, 2) and "Traceback" not in said, (value, status, said[-3000:])
+        assert "error: " in said.splitlines()[-1] and newest(folder).read_bytes() == forged, (value, said)
+        assert not (messages / "steps.txt").exists(), value
 
 
 # The environment

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import FAST, fill
+from test_around import curves
 
 from project.checkpoint import load_checkpoint
 
@@ -93,6 +94,8 @@ def test_torchrun_restarts_after_the_death_of_a_rank_and_ends_the_same(uneven, t
         assert done.returncode == 0, done.stderr
         assert not kill or (tmp_path / f"{name}.killed").exists()
         assert same(tmp_path / "whole", folder)
+        whole, cut = (curves(place / "lightning_logs/version_0") for place in (tmp_path / "whole", folder))
+        assert whole == cut and len(cut["train/curves/loss"]) == 2  # the epoch that was cut short, too
 
 
 def test_sigterm_to_several_processes_saves_and_goes_on_the_same(uneven, tmp_path):

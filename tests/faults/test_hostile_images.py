@@ -6,6 +6,8 @@ import os
 import random
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from functools import cache
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import PREPROCESSING
+from helpers import PREPROCESSING, ROOT
 from PIL import Image
 
 from project.classification.datasets import eval_reader
@@ -254,3 +256,21 @@ def test_each_is_decoded_or_refused_in_one_line_in_bounded_memory_and_time(tmp_p
     if make is not mutants:
         worst = {unit: max(float(result[unit]) for result in outcomes.values()) for unit in ("seconds", "growth")}
         figure(f"hostile images, {make.__name__}, at most", worst)
+
+
+def test_many_threads_that_check_large_images_share_the_memory_of_one(tmp_path, figure):
+    """16 PNGs of 36 megapixels: 144 MB each as Pillow keeps them, 2.3 GB if all were decoded at once."""
+    for number in range(16):
+        (tmp_path / f"{number}.png").write_bytes(png(6000, 6000, colour=2))
+    code = (
+        "import os, pathlib, re, sys; from project import checks; from project.images import try_out\n"
+        "def peak(): return int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]) / 1e6\n"
+        "os.cpu_count = lambda: 16; before = peak()\n"
+        "decoded, bad = checks.decode(sorted(map(str, pathlib.Path(sys.argv[1]).glob('*.png'))), try_out)\n"
+        "print(len(decoded), len(bad), peak() - before)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, env=environment)
+    good, bad, grown = done.stdout.split()
+    figure("16 PNGs of 36 megapixels in 16 threads", f"{float(grown):.2f} GB")
+    assert (good, bad) == ("16", "0") and 0.14 < float(grown) < 1.1, done.stdout

@@ -133,3 +133,8 @@ def test_a_resnet_is_recognized_whatever_its_prefix_and_head(source):
     assert resnet_of(named(source, "module.")) == "resnet18"
     assert resnet_of({**source, "fc.weight": torch.ones(7, 512)}) == "resnet18"
     assert resnet_of({"a": torch.ones(3)}) is None
+
+
+def test_a_tensor_that_claims_more_values_than_its_file_holds_is_refused():
+    with pytest.raises(UserError, match="the tensor 'w' has no ordinary values"):
+        unwrap({"w": torch.zeros(1).expand(10**12)}, "weights")

@@ -253,7 +253,7 @@ def test_shapes_that_do_not_agree_are_one_line(fails, trained, cut, tmp_path, ki
     assert f"checkpoint {tmp_path / 'forged.ckpt'}: its parts do not fit together (" in line
     if kind == "not of one width":
         line = fails(train.main, *FAST, f"--data.root={tmp_path}", f"--model.weights={tmp_path / 'forged.ckpt'}")
-        assert "forged.ckpt does not fit --model.arch resnet18; the shape of 'layer1.0.conv1.weight' is" in line
+        assert "forged.ckpt does not fit --model.arch resnet18; the shape of 'layer1.0." in line
 
 
 def test_a_published_network_is_still_told_from_a_pruned_one(fails, tmp_path):

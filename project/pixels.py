@@ -31,7 +31,8 @@ class Picture:
     def __init__(self, image: ImageFile.ImageFile, white: int) -> None:
         self.image, self.white = image, white
         # Pillow turns a TIFF by itself when it decodes it, and gives its size turned before that
-        orientation = 1 if image.format == "TIFF" else image.getexif().get(EXIF_ORIENTATION, 1)
+        # A PNG's own `getexif` decodes it, here and unbounded, to find Exif data behind the pixels, where none belongs
+        orientation = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
         self.orientation = orientation if orientation in TURNS else 1
 
     @property

@@ -95,7 +95,10 @@ def test_torchrun_restarts_after_the_death_of_a_rank_and_ends_the_same(uneven, t
         assert not kill or (tmp_path / f"{name}.killed").exists()
         assert same(tmp_path / "whole", folder)
         whole, cut = (curves(place / "lightning_logs/version_0") for place in (tmp_path / "whole", folder))
-        assert whole == cut and len(cut["train/curves/loss"]) == 2  # the epoch that was cut short, too
+        assert whole.keys() == cut.keys() and len(cut["train/curves/loss"]) == 2  # the epoch that was cut short, too
+        for tag, points in whole.items():  # sums that were added up at the kill are rounded in another order
+            assert [step for step, _ in cut[tag]] == [step for step, _ in points], tag
+            assert [value for _, value in cut[tag]] == pytest.approx([value for _, value in points], rel=1e-6), tag
 
 
 def test_sigterm_to_several_processes_saves_and_goes_on_the_same(uneven, tmp_path):

@@ -25,7 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from project import PACKAGE, UserError, as_utf8, decoding, first_few, first_line
+from project import PACKAGE, UserError, as_utf8, decoding, first_few
 from project.batching import Batches
 from project.exported import Exported, num_cores
 from project.images import load_for_evaluation
@@ -87,7 +87,7 @@ class Service:
         max_upload: Bytes that the body of a request may have.
 
     Raises:
-        UserError: The model's answer to a first image is no probabilities.
+        UserError: The model does not answer for a first batch, or not with probabilities.
     """
 
     def __init__(self, model: Exported, max_upload: int) -> None:
@@ -99,8 +99,8 @@ class Service:
         self.identity = Identity(file=file, sha256=digest, precision=model.precision, runtime=model.runtime)
         try:
             first = model(np.zeros((2, self.size, self.size, 3), np.uint8))
-        except Exception as error:  # of the runtime's own types
-            raise UserError(f"model {model.path}: does not answer for a batch of 2 ({first_line(error)})") from error
+        except MemoryError as error:
+            raise UserError(f"model {model.path}: not enough memory for two images at a time") from error
         if len(first) != 2 or not np.allclose(first.sum(1), 1, atol=1e-3):  # also if it is no number
             raise UserError(f"model {model.path}: its answers are no probabilities: they do not sum up to 1")
         self.metrics = Metrics()

@@ -106,6 +106,7 @@ def started_together(folder, code: str) -> list[str]:
     return [process.communicate()[0] for process in running]
 
 
+@pytest.mark.slow
 def test_of_processes_that_start_together_the_first_checks_the_images(flat, tmp_path):
     code = (
         "counts, decode = [], checks.decode\n"
@@ -115,6 +116,7 @@ def test_of_processes_that_start_together_the_first_checks_the_images(flat, tmp_
     assert sorted(started_together(tmp_path / "together", code)) == ["0\n", "30\n"]
 
 
+@pytest.mark.slow
 def test_of_processes_that_start_together_the_first_gets_the_weights(tmp_path):
     code = (
         "from project.weights import OfTorchvision\n"

@@ -41,6 +41,7 @@ def test_files_are_compared_on_images_that_calibration_has_not_seen(export):
     assert before["top1"] == fp32["top1"] and before["loss"] == pytest.approx(fp32["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_recipe_that_does_not_agree_gives_way_to_the_careful_one(export, monkeypatch):
     export.fp32()
     quantized = Export.quantized
@@ -65,6 +66,7 @@ def test_pytorch_is_called_as_an_exported_model_is(export):
     assert (softer.argmax(axis=1) == probabilities.argmax(axis=1)).all() and softer.max() < probabilities.max()
 
 
+@pytest.mark.slow
 def test_every_file_is_measured_and_used_by_a_process_without_torch(export, monkeypatch):
     monkeypatch.setattr("project.timing.LEAST", 0.0)
     export.fp32()

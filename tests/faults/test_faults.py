@@ -274,6 +274,7 @@ def test_killed_runs_of_a_real_network_with_bf16_ema_and_accumulation(farms, ima
     assert not trouble, "\n".join(trouble)
 
 
+@pytest.mark.faults
 def test_a_run_killed_in_each_window_ends_as_the_one_that_was_not(farms, images, tmp_path):
     """The part of the campaign that always runs: one kill in each window, with a save in each step."""
     options = [*TINY, f"--data.root={images}", "--data.num_workers=1", "--save_every_steps=1"]

@@ -60,6 +60,7 @@ def test_int8_that_is_not_good_enough_is_refused_with_the_way_out(best, fails, m
     assert verdict == {"model.onnx": "accepted", "model.int8.onnx": "refused: it loses 0.2 of the top-1"}
 
 
+@pytest.mark.slow
 def test_int8_that_is_no_faster_is_left_out_and_that_is_said(best, monkeypatch, caplog):
     monkeypatch.setattr(export.Export, "measure", with_gains(export.Export.measure, 0.9))
     folder = export.main([f"--ckpt={best}"])

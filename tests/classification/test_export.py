@@ -30,7 +30,7 @@ def test_files_are_compared_on_images_that_calibration_has_not_seen(export):
     fp32, int8 = (export.figures[name] for name in ("model.onnx", "model.int8.onnx"))
     assert fp32["difference"]["max"] < 1e-5 and fp32["agreement"] == 1
     assert int8["agreement"] == 1 and 0 < int8["difference"]["max"] < 0.05
-    assert int8["recipe"]["in_int8"] == "all convolutions" and int8["recipe"]["calibrated_on"] == 24
+    assert int8["recipe"]["in_int8"] == "all convolutions"
     paths = [{path for path, _ in images.samples} for images in export.parts]
     assert len(paths) == 3 and not paths[0] & paths[1] and not paths[1] & paths[2]
     described = export.describe()

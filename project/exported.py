@@ -177,7 +177,7 @@ class OpenVinoSession:
         try:
             import openvino
         except ImportError as error:
-            raise UserError(f"--runtime openvino: needs a package: pip install openvino ({error})") from error
+            raise UserError(f"--runtime openvino: needs a package: pip install -e '.[openvino]' ({error})") from error
 
         core = openvino.Core()
         config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}

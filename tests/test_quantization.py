@@ -47,6 +47,7 @@ def test_the_answers_are_near_those_in_fp32_and_softmax_is_not_quantized(exporte
     assert path.stat().st_size < 0.3 * exported.stat().st_size
 
 
+@pytest.mark.slow
 def test_the_same_images_give_the_same_bytes(exported, images, tmp_path):
     files = [
         quantized(exported, images, tmp_path / name, RECIPES[0]) for name in ("a", "b") if not (tmp_path / name).mkdir()

@@ -176,6 +176,7 @@ def test_a_resumed_checkpoint_is_read_once_and_its_checksum_compared_once(flat, 
     assert read == [str(last)] and len(compared) == 1 and len(built) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_unfroze_gradually_is_not_gone_on_with_but_its_weights_are_of_use(fails, flat, tmp_path):
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}"]
     train.main(options)

@@ -76,6 +76,7 @@ def with_gains(measure, gain):
     return measured
 
 
+@pytest.mark.slow
 def test_other_answers_of_onnx_runtime_are_refused_and_nothing_is_written(best, fails, monkeypatch):
     monkeypatch.setattr("project.classification.export.MAX_DIFFERENCE", -1.0)
     line = fails(export.main, f"--ckpt={best}")

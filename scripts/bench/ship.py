@@ -1,0 +1,105 @@
+"""How good our int8 is beside other ways to make it: agreement with fp32, top-1, and images per second, in turns.
+
+    python scripts/bench/ship.py --ckpt best.ckpt
+    python scripts/bench/ship.py --ckpt best.ckpt --nncf            # with its default beside them, if it is installed
+
+All get the same calibration images and the same fp32 ONNX file, and are compared on the test split.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+from project.checkpoint import open_checkpoint
+from project.classification.data import data_of
+from project.classification.export import Images, in_pytorch, probabilities_of, read_images
+from project.classification.graph import set_metadata, write_onnx
+from project.classification.model import load
+from project.cli import set_up_messages
+from project.exported import Exported
+from project.quantization import RECIPES, Batches, quantize
+from project.timing import in_turns, machine
+
+
+def plain(source: Path, target: Path, images: np.ndarray) -> None:
+    """ONNX Runtime's own recipe: all operators, per channel, MinMax."""
+    types: dict[str, Any] = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(source, target, Batches(images), quant_format=QuantFormat.QDQ, per_channel=True, **types)  # type: ignore[arg-type]
+
+
+def nncf_default(source: Path, target: Path, images: np.ndarray) -> None:
+    """NNCF's default post-training quantization of the ONNX file."""
+    import nncf
+
+    data = nncf.Dataset([{"images": images[i : i + 1]} for i in range(len(images))])
+    onnx.save(nncf.quantize(onnx.load(source), data, subset_size=len(images)), target)
+
+
+def main() -> None:
+    """Print a row for each way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ckpt", default="best")
+    parser.add_argument("--nncf", action="store_true")
+    parser.add_argument("--images", type=int, default=2000)
+    args = parser.parse_args()
+    set_up_messages()
+    checkpoint = open_checkpoint(args.ckpt, ".")
+    model = load(checkpoint.path).float()
+    preprocessing = model.hparams["preprocessing"]
+    data = data_of(checkpoint.path, checkpoint.content["config"]["data"], {}, preprocessing, model.class_names)
+    calibration, test = read_images(data, "train", 256), read_images(data, "test", args.images)
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        ways = make_all(model, Path(folder), calibration.pixels, args.nncf)
+        show(model, ways, test)
+
+
+def make_all(model: Any, folder: Path, images: np.ndarray, with_nncf: bool) -> dict[str, Exported]:
+    """Make all files, by name."""
+    fp32 = folder / "fp32.onnx"
+    write_onnx(model, fp32, {})
+    ways: dict[str, Any] = {
+        **{f"ours, {r.name}": lambda target, r=r: quantize(fp32, target, images, r) for r in RECIPES},
+        "plain ONNX Runtime": lambda target: plain(fp32, target, images),
+        **({"NNCF's default": lambda target: nncf_default(fp32, target, images)} if with_nncf else {}),
+    }
+    found = {"fp32": Exported(fp32)}
+    for i, (name, make) in enumerate(ways.items()):
+        target = folder / f"{i}.onnx"
+        make(target)
+        proto = onnx.load(target)
+        set_metadata(proto, {**found["fp32"].metadata, "precision": "int8"})
+        onnx.save(proto, target)
+        found[name] = Exported(target)
+    return found
+
+
+def show(model: Any, ways: dict[str, Exported], test: Images) -> None:
+    """Compare with PyTorch and time, and print the table."""
+    index = {name: i for i, name in enumerate(model.class_names)}
+    labels = np.array([index[label] for _, label in test.samples])
+    network = in_pytorch(model, 1.0)
+    before = probabilities_of(network, test, "PyTorch")
+    times = in_turns({"PyTorch": network, **ways}, test.pixels[:32])
+    print(f"{len(labels)} test images; {machine()}", file=sys.stdout)
+    for name, exported in ways.items():
+        after = probabilities_of(exported, test, name)
+        difference = np.abs(before - after).max(axis=1)
+        same = (before.argmax(axis=1) == after.argmax(axis=1)).mean()
+        top1 = (after.argmax(axis=1) == labels).mean()
+        gains = [times[name][f"images_per_s_{n}"] / times["PyTorch"][f"images_per_s_{n}"] for n in (1, 32)]
+        print(
+            f"{name:<38} agreement {same:.4f}  mean dp {difference.mean():.5f}  max {difference.max():.4f}  "
+            f"top1 {top1:.4f}  times PyTorch {gains[0]:.1f}, {gains[1]:.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -42,6 +42,8 @@ class Batches:
             images, futures = zip(*batch, strict=True)
             try:
                 rows = await asyncio.get_running_loop().run_in_executor(self.thread, self.model, np.stack(images))
+                if len(rows) != len(futures):
+                    raise ValueError(f"{len(rows)} answers for {len(futures)} images")
             except Exception as error:
                 settle(futures, [error] * len(futures))
             else:

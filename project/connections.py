@@ -150,7 +150,8 @@ def address(listening: socket.socket) -> str:
 
 def serve(app: Any, listening: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what is under way, and let the signal end the process."""
-    Connection.most = min(MAX_CONNECTIONS, raise_file_limit() - SPARE_FILES)
+    files = raise_file_limit()
+    Connection.most = min(MAX_CONNECTIONS, max(files - SPARE_FILES, files // 2))
     bound_log()
     config = uvicorn.Config(
         app,
@@ -177,7 +178,10 @@ def raise_file_limit() -> int:
     except ImportError:  # Windows, which has no such limit
         return MAX_CONNECTIONS + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for wanted in (hard, 65_536, 10_240, 4_096):  # macOS says that there is no limit, and refuses it
+        if wanted == hard or soft < wanted:
+            with suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+                break
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return MAX_CONNECTIONS + SPARE_FILES if soft == resource.RLIM_INFINITY else soft

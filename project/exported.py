@@ -130,6 +130,7 @@ class OnnxRuntimeSession:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the bytes may look like
         options.log_severity_level = 4  # all errors are raised, too
         # Waiting threads that spin take the cores from those who decode images: half the images per second
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -56,7 +56,8 @@ def answers(model: Path, paths: list[str], runtime: Runtime = "onnxruntime") -> 
             text=True,
         )
         if done.returncode:
-            raise UserError(f"a new process cannot use {model.name}: {done.stderr.strip().splitlines()[-1:]}")
+            said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+            raise UserError(f"a new process cannot use {model.name}: {said[-1]}")
         with np.load(result) as found:
             memory = float(found["memory"])
             return Fresh(found["pixels"], found["probabilities"], float(found["load"]), memory if memory >= 0 else None)

@@ -13,6 +13,7 @@ from project import UserError, quoted
 
 MAX_BYTES = 2**31 - 1  # of a protobuf message
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+OTHER_FORMATS = (b"ORTM", b"TFL3")  # by which runtimes recognize formats that are not checked here
 MAX_PARTS = 100_000  # of a message
 MAX_NODES = 10_000  # of a graph: 20,000 take ten seconds to load, a million gigabytes
 
@@ -48,6 +49,8 @@ def read_onnx(path: str | Path) -> OnnxFile:
         content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"model {path}: cannot be read ({error.strerror})") from error
+    if content[4:8] in OTHER_FORMATS:
+        raise UserError(f"model {path}: refused: it is a file of another format, too, which a runtime may prefer")
     found = OnnxFile(content)
     try:
         graphs = 0

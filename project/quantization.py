@@ -86,7 +86,7 @@ def quantize(source: Path, target: Path, images: np.ndarray, recipe: Recipe, red
         kept += names[1:]
         ranges[names[0]] = [{"rmin": np.float32(0), "rmax": np.float32(255), "quant_type": QuantType.QUInt8}]
     if not reduce_range:
-        round_kernels(model)
+        round_kernels(model, kept)
     types = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     how = {"per_channel": True, "reduce_range": reduce_range, "extra_options": {"TensorQuantOverrides": ranges}}
     options = {**types, **how, "nodes_to_exclude": kept}
@@ -167,17 +167,22 @@ def begins_as_expected(graph: Any) -> bool:
     return chained and explicit and len(nodes[3].input) == 3 and "pads" in attributes
 
 
-def round_kernels(model: Any) -> None:
-    """Put the kernels of all convolutions on the grid of int8, by a rounding that keeps their sums; changes the model.
+def round_kernels(model: Any, kept: list[str]) -> None:
+    """Put kernels on the grid of int8, by a rounding that keeps their sums; changes the model.
 
     Rounding to nearest changes the sum of a kernel, and so its answer to an even area: an error that grows with the
     brightness, and is the same at all pixels. Instead, as many weights as needed are rounded the other way, those first
     that were nearest to the middle. The quantizer, whose grid is the same, then leaves the kernels as they are.
+
+    Args:
+        model: An ONNX model.
+        kept: The nodes that stay in fp32.
     """
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name in {node.input[1] for node in model.graph.node if node.op_type == "Conv"} & constants.keys():
+    nodes = [node for node in model.graph.node if node.op_type == "Conv" and node.name not in kept]
+    for name in {node.input[1] for node in nodes} & constants.keys():
         kernels = numpy_helper.to_array(constants[name])
         constants[name].CopyFrom(numpy_helper.from_array(rounded(kernels), name))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,9 +67,9 @@ def evaluation_name(root: str, trained_on: Any, split: str) -> str:
     return f"{os.path.basename(os.path.abspath(root)).removesuffix('.csv') or 'data'}-{split}"
 
 
-def check_unused(folder: Path, option: str) -> None:
-    """Refuse a folder that already holds results. Raises `UserError`."""
-    if found := [name for name in RESULTS if os.path.lexists(folder / name)]:
+def check_unused(folder: Path, option: str, names: Sequence[str] = RESULTS) -> None:
+    """Refuse a folder that already holds files with these names. Raises `UserError`."""
+    if found := [name for name in names if os.path.lexists(folder / name)]:
         raise UserError(f"{option} {folder} already holds {found[0]}, which is kept: name another folder")
 
 

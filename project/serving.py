@@ -106,7 +106,7 @@ class Service:
         self.metrics = Metrics()
         self.batches = Batches(model, self.metrics.batches.observe)
         self.decoders = ThreadPoolExecutor(num_cores())
-        self.max_waiting = max(MAX_FILES, min(MAX_WAITING, MAX_WAITING_BYTES // (3 * self.size**2)))
+        self.max_waiting = max(1, min(MAX_WAITING, MAX_WAITING_BYTES // (3 * self.size**2)))
         self.max_held = max(MAX_HELD, 2 * max_upload)
         self.waiting = self.held = 0
 
@@ -159,32 +159,43 @@ class Service:
         )
 
     async def predict(self, files: list[tuple[str | None, bytes]], top_k: int) -> list[Prediction]:
-        """A prediction for each file, given as name and content. Raises `HTTPException` (503)."""
+        """A prediction for each file, given as name and content. Raises `HTTPException` (422, 503)."""
+        if len(files) > self.max_waiting:
+            raise HTTPException(422, f"more than {self.max_waiting} images of this size at a time")
         if self.waiting + len(files) > self.max_waiting:
             raise HTTPException(503, "too many images wait to be classified", BUSY)
         self.waiting += len(files)
         try:
             # A request keeps no more than all decoders busy, so that others get their turn
             turn = asyncio.Semaphore(num_cores())
-            return await asyncio.gather(*(self._predict(*file, top_k, turn) for file in files))
+            tasks = [asyncio.ensure_future(self._predict(*file, top_k, turn)) for file in files]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:  # what is left of a form that has failed
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             self.waiting -= len(files)
 
     async def _predict(self, name: str | None, content: bytes, top_k: int, turn: asyncio.Semaphore) -> Prediction:
-        read = asyncio.get_running_loop().run_in_executor
+        run, held = asyncio.get_running_loop().run_in_executor, [content]
         try:
             async with turn:
-                image = await read(self.decoders, load_for_evaluation, content, self.model.preprocessing)
+                image = await run(self.decoders, lambda: load_for_evaluation(held[0], self.model.preprocessing))
         except decoding.BadImage as error:
             self.metrics.images.labels("unreadable").inc()
             return Prediction(file=name, error=str(as_utf8(str(error))))
+        finally:
+            held.clear()  # a decoder that is still to come to a client who has gone holds no upload
         try:
             row = await self.batches.classify(image)
         except Exception as error:  # of the runtime's own types, such as for memory that is missing
             log.error(f"the model did not answer: {error}")
             raise HTTPException(503, "the model did not answer", BUSY) from error
         if not np.isfinite(row).all():
-            return Prediction(file=name, error="the model's answer is not finite")
+            self.metrics.images.labels("failed").inc()
+            raise HTTPException(503, "the model's answer is not finite")
         order = np.argsort(-row, kind="stable")[:top_k]
         unsure = self.model.threshold is not None and bool(row[order[0]] < self.model.threshold)
         self.metrics.images.labels("unsure" if unsure else "classified").inc()
@@ -207,8 +218,12 @@ def files_of(request: Request, body: bytes) -> list[tuple[str | None, bytes]]:
     """
     if not is_form(request):
         return [(None, body)]
-    kind = message_from_string(f"Content-Type: {request.headers['content-type']}\n\n")
-    delimiter = b"--" + str(kind.get_param("boundary", "")).encode("latin-1", "replace")
+    try:
+        kind = message_from_string(f"Content-Type: {request.headers['content-type']}\n\n")
+        boundary = str(kind.get_param("boundary", ""))
+    except (ValueError, TypeError):  # numbered or encoded in a way that cannot be
+        raise HTTPException(400, "the form is damaged: its boundary cannot be read") from None
+    delimiter = b"--" + boundary.encode("latin-1", "replace")
     parts = body[len(delimiter) :].split(b"\r\n" + delimiter, MAX_PARTS)
     if len(parts) > MAX_PARTS:
         raise HTTPException(422, f"more than {MAX_PARTS} parts in the form")
@@ -217,8 +232,8 @@ def files_of(request: Request, body: bytes) -> list[tuple[str | None, bytes]]:
     files: list[tuple[str | None, bytes]] = []
     for part in parts[:-1]:
         end = part.find(b"\r\n\r\n", 0, MAX_PART_HEADERS)
-        headers = message_from_string(part[: max(end, 0)].decode(errors="replace").lstrip())
-        with suppress(ValueError):  # an encoding of a name that does not exist
+        with suppress(ValueError, TypeError):  # an encoding of a name that does not exist
+            headers = message_from_string(part[: max(end, 0)].decode(errors="replace").lstrip())
             if (name := headers.get_filename()) is not None:
                 files.append((as_utf8(name), part[end + 4 :]))
     if not 0 < len(files) <= MAX_FILES:

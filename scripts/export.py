@@ -15,7 +15,8 @@ import shlex
 import sys
 import tempfile
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,13 +33,14 @@ with quick_imports():
     from project.checkpoint import Checkpoint, load_model, open_checkpoint
     from project.classification.certificate import sha256
     from project.classification.data import ImageData, data_of
-    from project.classification.export import Export
+    from project.classification.export import Export, temperature_of
     from project.classification.model import ResNetClassifier
     from project.classification.pruning import prune
     from project.cli import Parser, log, run
     from project.exported import num_cores
     from project.failures import user_errors
     from project.files import check_writable, create_first, numbered, write_text
+    from project.results import check_unused, evaluations_folder
     from project.timing import machine
     from project.triton import write_triton
 
@@ -46,7 +48,7 @@ HERE = Path(__file__).resolve().parent
 RANGES = {
     "max_drop": (0, 1),
     "max_epochs": (0, INFINITY),
-    "temperature": (0.01, 100),
+    "threshold": (0, 1),
     "calibration_images": (1, INFINITY),
 }
 RANGES["certificate_images"] = (1, INFINITY)
@@ -63,6 +65,7 @@ ROWS = (  # of the table: name, format, figure
     ("batches of 32, images/s", ".0f", "images_per_s_32"),
     ("  times PyTorch", ".1f", "times_pytorch_32"),
 )
+FILES = ("model.onnx", "model.int8.onnx", "certificate.json")
 PACKAGES = ("torch", "onnx", "onnxruntime", "finetune-resnet")
 
 
@@ -87,7 +90,13 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--max_epochs", type=int, default=8, help="how long to train after --prune, in epochs")
     parser.add_argument("--max_drop", type=float, default=0.01, help="how much of the top-1 int8 may lose")
-    parser.add_argument("--temperature", type=float, default=1.0, help="what the logits are divided by")
+    parser.add_argument(
+        "--temperature",
+        type=float | Literal["fit"],
+        default=1.0,
+        help="what the logits are divided by; `fit`: so that the probabilities are honest on the val images",
+    )
+    parser.add_argument("--threshold", type=float | None, help="answers that are less probable are `unsure`")
     parser.add_argument("--reduce_range", type=bool, default=False, help="7-bit weights, for CPUs without VNNI")
     parser.add_argument("--calibration_images", type=int, default=256, help="training images that int8 is fitted to")
     parser.add_argument("--certificate_images", type=int, default=2000, help="test images to compare, at most")
@@ -100,25 +109,37 @@ def main(argv: list[str] | None = None) -> Path:
     """Export a checkpoint, print what it costs, and return the folder. Raises `UserError`."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     check_ranges("", RANGES, vars(args))
+    if args.temperature != "fit":
+        check_ranges("", {"temperature": (0.01, 100)}, vars(args))
+    if args.output:
+        check_unused(Path(args.output), "--output", FILES)
+        check_writable(Path(args.output), "--output")
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(package) is None:
+            raise UserError(f"export needs the package {package}: pip install -e '.[export]'")
     if args.prune is not None:
         root = args.default_root_dir
         args.ckpt = str(prune(args.ckpt, args.prune, train.main, args.max_epochs, args.data.root, root))
     checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
     model = load_model(checkpoint, ResNetClassifier).float()
-    place = Path(args.output or exports_folder(checkpoint.path))
-    check_unused(place if args.output else None)
+    place = Path(args.output or evaluations_folder(checkpoint.path).with_name("export"))
     check_writable(place if args.output else place.parent, "--output")
     config, preprocessing = checkpoint.content["config"]["data"], model.hparams["preprocessing"]
     data = data_of(checkpoint.path, config, vars(args.data), preprocessing, model.class_names)
     log.info(data.describe())
     with tempfile.TemporaryDirectory(prefix=".export-", dir=place if args.output else place.parent) as draft:
-        with user_errors(data.batch_size):
-            export, refused = make_files(args, checkpoint, model, data, Path(draft))
+        try:
+            with user_errors(data.batch_size):
+                export, refused = make_files(args, checkpoint, model, data, Path(draft))
+        except MemoryError as error:
+            raise UserError("out of memory: try fewer --certificate_images") from error
+        certificate = certificate_of(args, checkpoint, model, export, refused)
+        text = json.dumps(as_utf8(certificate), indent=2, ensure_ascii=False) + "\n"
+        write_text(Path(draft) / "certificate.json", text)
         folder = place if args.output else create_first(place.parent / name for name in numbered(place.name))
         for name, exported in export.exported.items():
             os.replace(exported.path, folder / name)
-    certificate = certificate_of(args, checkpoint, model, export, refused)
-    write_text(folder / "certificate.json", json.dumps(as_utf8(certificate), indent=2, ensure_ascii=False) + "\n")
+        os.replace(Path(draft) / "certificate.json", folder / "certificate.json")
     say(export, folder)
     if args.triton:
         for name in export.exported:
@@ -143,6 +164,9 @@ def make_files(
         UserError: The network cannot be exported, or is not the same as ONNX file.
     """
     identity = {"arch": model.hparams["arch"], "checkpoint_sha256": sha256(checkpoint.path)}
+    identity["threshold"] = args.threshold
+    if args.temperature == "fit":
+        args.temperature = temperature_of(model, data)
     limits = (args.calibration_images, args.certificate_images)
     export = Export(model, data, draft, identity, args.temperature, args.max_drop, limits)
     export.fp32()
@@ -158,19 +182,6 @@ def make_files(
             f"({gains['model.onnx']:.1f} x); --precision int8 writes it all the same, since it is smaller"
         )
     return export, refused
-
-
-def exports_folder(checkpoint: str) -> Path:
-    """The folder for what is exported: in the run folder or, if the checkpoint lies in none, beside it."""
-    folder = Path(checkpoint).absolute().parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "export"
-
-
-def check_unused(folder: Path | None) -> None:
-    """Refuse a folder that already holds exported files. Raises `UserError`."""
-    for name in ("model.onnx", "model.int8.onnx", "certificate.json"):
-        if folder is not None and os.path.lexists(folder / name):
-            raise UserError(f"--output {folder} already holds {name}, which is kept: name another folder")
 
 
 def certificate_of(
@@ -201,7 +212,7 @@ def certificate_of(
             if name != "pytorch"
         },
         "machine": machine(),
-        "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
+        "versions": {name: version_of(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
         "figures": export.figures,
     }
 
@@ -225,6 +236,14 @@ def say(export: Export, folder: Path) -> None:
     best = shlex.quote(shortest(folder / list(export.exported)[-1]))
     log.info(f"Predict:     python {shlex.quote(shortest(HERE))}/predict.py --ckpt {best} IMAGE_OR_FOLDER")
     log.info(f"Serve:       python {shlex.quote(shortest(HERE))}/serve.py --model {best}")
+
+
+def version_of(package: str) -> str | None:
+    """The version of a package; None if it was installed under another name, or not as a package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def cell(found: dict[str, Any], form: str, key: str) -> str:

@@ -72,3 +72,13 @@ def test_an_error_reaches_all_of_its_batch_and_no_other():
 
     first, second = asyncio.run(main())
     assert all(isinstance(row, RuntimeError) for row in first) and second.tolist() == [2, 2, 2]
+
+
+def test_a_model_that_answers_for_another_number_of_images_fails_every_request_of_the_batch():
+    async def main():
+        batches = Batches(lambda images: images[:1].reshape(1, -1), lambda size: None)
+        images = [np.zeros((2, 2, 3), np.uint8)] * 3
+        return await asyncio.gather(*(batches.classify(image) for image in images), return_exceptions=True)
+
+    found = asyncio.run(asyncio.wait_for(main(), 10))
+    assert any(isinstance(one, ValueError) and "1 answers for" in str(one) for one in found)

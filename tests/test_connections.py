@@ -1,7 +1,6 @@
 """Deadlines and limits of connections, and what is logged."""
 
 import logging
-import resource
 import socket
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from project import UserError
 from project.connections import MESSAGES, Connection, Few, address, listen, raise_file_limit
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+resource = pytest.importorskip("resource", reason="Windows has no limits of this kind")
 
 
 async def hello(scope, receive, send):

@@ -1,5 +1,4 @@
 import os
-import resource
 import struct
 import sys
 import threading
@@ -14,6 +13,8 @@ from PIL import Image
 
 from project.decoding import BadImage, Budget, decoded, opened
 from project.images import load_for_evaluation, load_image
+
+resource = pytest.importorskip("resource", reason="Windows has no limits of this kind")
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "bmp", "tif", "gif", "avif", "ppm"])

@@ -1,4 +1,3 @@
-import resource
 import time
 
 import numpy as np
@@ -16,6 +15,8 @@ from torchvision.transforms._presets import ImageClassification
 from project.classification.datasets import eval_reader
 from project.decoding import BadImage
 from project.images import load_crop, load_image, read_size
+
+resource = pytest.importorskip("resource", reason="Windows has no limits of this kind")
 
 
 def test_eval_transform_is_that_of_the_weights(tmp_path):

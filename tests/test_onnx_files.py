@@ -139,3 +139,12 @@ def test_an_unreadable_file_is_refused(tmp_path):
     path.chmod(0)
     with pytest.raises(UserError, match="cannot be read"):
         read_onnx(path)
+
+
+def test_a_file_that_is_of_another_format_too_is_refused(tmp_path):
+    """ONNX Runtime goes by bytes 4 to 7: a file could be one graph for this check, and another for the runtime."""
+    content = make_onnx()
+    polyglot = bytes([8, 8, 0x12, 4]) + b"ORTM" + content  # ir_version, then a text of four bytes
+    assert polyglot[4:8] == b"ORTM"
+    with pytest.raises(UserError, match="a file of another format, too"):
+        read_onnx(write(tmp_path / "model.onnx", polyglot))

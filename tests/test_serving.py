@@ -103,7 +103,12 @@ def test_forms_that_are_damaged_or_too_large(server, images):
     }.items():
         got, answer = server.ask("/predict", body, FORM)
         assert got == status and set(answer) == {"detail"}, answer
-    for kind in ("multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary*=u''x"):
+    for kind in (
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary*=a; boundary*0=b",
+        "multipart/form-data; boundary*=u''x",
+    ):
         assert server.ask("/predict", good, {"Content-Type": kind})[0] == 400
     assert server.ask("/predict", images["red"], {"Content-Type": "\xff; nonsense"})[0] == 200
 

@@ -1,5 +1,6 @@
 """From a model to ONNX files that are accepted or refused, with figures of what each of them costs."""
 
+import hashlib
 import logging
 import os
 import random
@@ -14,11 +15,13 @@ from rich.console import Console
 from rich.progress import track
 
 from project import UserError
+from project.answers import check_finite
 from project.classification.certificate import (
     MAX_DIFFERENCE,
     MIN_AGREEMENT,
     SURE_AGREEMENT,
     comparison,
+    fitted_temperature,
     hash_of,
     metrics_of,
     reason_against,
@@ -75,6 +78,22 @@ def read_images(data: ImageData, split: str, limit: int, seed: int = 0) -> Image
     return Images(data.test_split, samples, pixels)
 
 
+def without(images: Images, others: Images) -> Images:
+    """Those of the images that are not among others, not even as copies. Raises `UserError` if none is left."""
+    seen = {sha256_of(pixels) for pixels in others.pixels}
+    left = [i for i, pixels in enumerate(images.pixels) if sha256_of(pixels) not in seen]
+    if not left:
+        raise UserError(f"all images that int8 would be fitted to are copies of {others.split} images")
+    if copies := len(images.samples) - len(left):
+        log.warning(f"{copies} {images.split} images are copies of {others.split} images, and not used for int8")
+    return Images(images.split, [images.samples[i] for i in left], images.pixels[left])
+
+
+def sha256_of(pixels: np.ndarray) -> bytes:
+    """A hash of an image."""
+    return hashlib.sha256(pixels.tobytes()).digest()
+
+
 def shown(steps: Iterator[Any], what: str, total: int) -> Iterator[Any]:
     """The same steps, with a bar in a terminal."""
     console = Console(stderr=True)
@@ -97,6 +116,16 @@ def in_pytorch(model: ResNetClassifier, temperature: float) -> Model:
         return (logits / temperature).softmax(dim=1).numpy()
 
     return call
+
+
+def temperature_of(model: ResNetClassifier, data: ImageData) -> float:
+    """The temperature that suits the validation images best, see `fitted_temperature`."""
+    images = read_images(data, "val", 4 * FEW)
+    index = {name: i for i, name in enumerate(model.class_names)}
+    labels = np.array([index[label] for _, label in images.samples])
+    found = fitted_temperature(probabilities_of(in_pytorch(model, 1.0), images, "PyTorch, fp32"), labels)
+    log.info(f"Temperature fitted on {len(labels)} val images: {found:.3f}")
+    return found
 
 
 class Export:
@@ -130,6 +159,7 @@ class Export:
         self.test = read_images(data, "test", limits[1])
         self.network = in_pytorch(model, temperature)
         self.before = probabilities_of(self.network, self.test, "PyTorch, fp32")
+        check_finite(self.before)
         self.parts: list[Images] = [self.test]
         self.exported: dict[str, Exported] = {}  # by file name
         self.figures: dict[str, dict[str, Any]] = {}  # likewise
@@ -155,7 +185,7 @@ class Export:
         write_onnx(self.model, path, {**self.metadata, "temperature": self.temperature}, self.temperature)
         self.exported[path.name] = Exported(path)
         found = self.compare(path.name)
-        if (largest := found["difference"]["max"]) > MAX_DIFFERENCE:
+        if not (largest := found["difference"]["max"]) <= MAX_DIFFERENCE:
             raise UserError(
                 f"refused: the probabilities of the ONNX file differ from PyTorch's by {largest:.1e}, above "
                 f"{MAX_DIFFERENCE:.0e}: ONNX Runtime computes an operation of {self.model.hparams['arch']} "
@@ -168,41 +198,60 @@ class Export:
         Returns:
             Why there is none, if none is good enough.
         """
-        calibration = read_images(self.data, "train", self.limit)
+        calibration = without(read_images(self.data, "train", self.limit), self.test)
         chosen = read_images(self.data, "val", FEW)
+        if self.test.split == "val":
+            log.warning("There is no test split: how int8 is made is chosen on the images that certify it")
         self.parts += [calibration, chosen]
         before = probabilities_of(self.exported["model.onnx"], chosen, "model.onnx")
-        tried: dict[str, float] = {}
+        tried: list[tuple[float, str, Exported]] = []
         refused = None
         for recipe in RECIPES:  # the fastest first
-            exported = self.quantized(recipe, calibration, reduce_range)
+            exported, number = self.quantized(recipe, calibration, reduce_range)
+            if number < 2:
+                log.warning("No model.int8.onnx: only convolutions are computed in int8, which this network hardly has")
+                return None
             after = probabilities_of(exported, chosen, recipe.name)
             agreement = float((before.argmax(axis=1) == after.argmax(axis=1)).mean())
-            tried[recipe.name] = agreement
+            tried.append((agreement, recipe.name, exported))
             log.info(f"int8, {recipe.name}: agrees with fp32 on {agreement:.3f} of {len(chosen.samples)} val images")
-            if agreement < SURE_AGREEMENT and recipe != RECIPES[-1]:
-                continue
-            self.exported["model.int8.onnx"] = exported
-            found = self.compare("model.int8.onnx")
-            found["recipe"] = {"in_int8": recipe.name, "reduce_range": reduce_range, "agreement_on_val": tried}
-            refused = reason_against(found, self.max_drop)
-            if refused is None:
-                break
-            log.info(f"int8, {recipe.name}: {refused}")
+            if agreement >= SURE_AGREEMENT:
+                refused = self.accepted(tried[-1], tried, reduce_range)
+                if refused is None:
+                    return None
+        unsure = [one for one in tried if one[0] < SURE_AGREEMENT]
+        return self.accepted(max(unsure, key=lambda one: one[0]), tried, reduce_range) if unsure else refused
+
+    def accepted(
+        self, one: tuple[float, str, Exported], tried: list[tuple[float, str, Exported]], reduce_range: bool
+    ) -> str | None:
+        """Certify an int8 file, made by one of the recipes that were tried. Returns why it is refused, if it is."""
+        _, name, self.exported["model.int8.onnx"] = one
+        earlier = self.figures.get("model.int8.onnx", {}).get("recipe", {}).get("refused_on_certificate", [])
+        found = self.compare("model.int8.onnx")
+        refused = reason_against(found, self.max_drop)
+        found["recipe"] = {
+            "in_int8": name,
+            "reduce_range": reduce_range,
+            "agreement_when_chosen": {other: agreement for agreement, other, _ in tried},
+            "refused_on_certificate": sorted({*earlier, *([name] if refused else [])}),
+        }
+        if refused:
+            log.info(f"int8, {name}: {refused}")
         return refused
 
-    def quantized(self, recipe: Recipe, calibration: Images, reduce_range: bool) -> Exported:
-        """Quantize by a recipe."""
+    def quantized(self, recipe: Recipe, calibration: Images, reduce_range: bool) -> tuple[Exported, int]:
+        """Quantize by a recipe. Returns the model, and how many convolutions are in int8."""
         import onnx
 
         path = self.folder / f"int8-{RECIPES.index(recipe)}.onnx"
-        quantize(self.folder / "model.onnx", path, calibration.pixels, recipe, reduce_range)
+        number = quantize(self.folder / "model.onnx", path, calibration.pixels, recipe, reduce_range)
         proto = onnx.load(path)
         kept = {"temperature": self.temperature, "precision": "int8", "recipe": recipe.name}
         set_metadata(proto, {**self.exported["model.onnx"].metadata, **kept})
         with whole(path) as file:
             file.write(proto.SerializeToString())
-        return Exported(path)
+        return Exported(path), number
 
     def measure(self) -> dict[str, float]:
         """Time the network and all files in turns, and let a process without torch use each of them.
@@ -220,7 +269,7 @@ class Export:
             expected = exported(self.test.pixels[: len(some)])
             if (found.pixels != self.test.pixels[: len(some)]).any():
                 raise UserError(f"refused: a process without torch reads other pixels for {name}; nothing is written")
-            if np.abs(found.probabilities - expected).max() > MAX_DIFFERENCE:
+            if not np.abs(found.probabilities - expected).max() <= MAX_DIFFERENCE:
                 raise UserError(f"refused: a process without torch answers differently for {name}; nothing is written")
             ratios = {
                 f"times_pytorch_{size}": times[name][f"images_per_s_{size}"] / times["pytorch"][f"images_per_s_{size}"]

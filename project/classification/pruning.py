@@ -95,6 +95,11 @@ def options_of(source: Checkpoint, root: str | Path | None) -> list[str]:
         "--model.backbone_lr_factor=1",  # the cut has changed all layers, not the head alone
         "--model.head_start=null",
         "--max_steps=-1",
+        # Other processes would be started by the command that the user gave, which does more than to train
+        "--accelerator=auto",
+        "--devices=1",
+        "--num_nodes=1",
+        "--strategy=auto",
     ]
 
 

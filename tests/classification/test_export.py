@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from helpers import make_data
 
+from project import UserError
 from project.classification import export as rooms
-from project.classification.export import Export, in_pytorch, read_images
+from project.classification.export import Export, in_pytorch, read_images, temperature_of, without
 from project.classification.model import load
 
 
@@ -47,16 +48,32 @@ def test_a_recipe_that_does_not_agree_gives_way_to_the_careful_one(export, monke
     quantized = Export.quantized
 
     def spoilt(self, recipe, *rest):
-        exported = quantized(self, recipe, *rest)
+        exported, number = quantized(self, recipe, *rest)
         if not recipe.first_in_fp32:
             session = exported.session
             exported.session = lambda images: session(images)[:, ::-1]
-        return exported
+        return exported, number
 
     monkeypatch.setattr(Export, "quantized", spoilt)
     assert export.int8() is None
     recipe = export.figures["model.int8.onnx"]["recipe"]
-    assert recipe["in_int8"] == "all but the first convolution" and [*recipe["agreement_on_val"].values()][1] == 1
+    assert recipe["in_int8"] == "all but the first convolution" and [*recipe["agreement_when_chosen"].values()][1] == 1
+
+
+def test_copies_of_certified_images_are_not_used_for_calibration(export, caplog):
+    train = read_images(export.data, "train", 10)
+    pixels = np.concatenate([train.pixels[:9], export.test.pixels[:1]])
+    left = without(train._replace(pixels=pixels), export.test)
+    assert left.samples == train.samples[:9] and len(left.pixels) == 9
+    assert "1 train images are copies of test images" in caplog.text
+    with pytest.raises(UserError, match="all images that int8 would be fitted to are copies of test images"):
+        without(export.test, export.test)
+
+
+def test_the_temperature_is_fitted_on_validation_images(export, caplog):
+    caplog.set_level("INFO", logger="project")
+    assert 0.2 <= temperature_of(export.model, export.data) <= 5
+    assert "Temperature fitted on 12 val images" in caplog.text
 
 
 def test_pytorch_is_called_as_an_exported_model_is(export):

@@ -91,3 +91,8 @@ def first_few(items: list[str], limit: int = 10) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its type if there is no message."""
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def num_cores() -> int:
+    """The cores that this process may use: a container or a scheduler may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,13 +7,12 @@ An exported model is one ONNX file. Its input `images` is uint8 `(B, S, S, 3)`, 
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from project import UserError, first_line, printable
+from project import UserError, first_line, num_cores, printable
 from project.answers import check_finite
 from project.onnx_files import OnnxFile, read_onnx
 from project.preprocessing import Preprocessing, check_preprocessing
@@ -238,11 +237,6 @@ def check_form(path: str, session: OnnxRuntimeSession, size: int, num_classes: i
 def reason(error: Exception) -> str:
     """Why a runtime failed: the first line of its message, which may quote the file."""
     return printable(first_line(error), 200)
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_fast_int8() -> bool | None:

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator
@@ -131,6 +132,12 @@ def numbered(name: str) -> Iterator[str]:
     """NAME, NAME_1, NAME_2, …"""
     yield name
     yield from (f"{name}_{number}" for number in count(1))
+
+
+def sha256(path: str | Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(folder: Path) -> str:

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
+from project import num_cores
 from project.lightning_internals import batches_done, epoch_is_over
 
 
@@ -261,6 +262,4 @@ def set_up_worker(worker: int) -> None:
 
 def default_workers(processes: int = 1) -> int:
     """Number of data workers for each of `processes` training processes: one per available core, at most 8."""
-    # A container or a scheduler may allow fewer cores than the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores // processes)
+    return min(8, num_cores() // processes)

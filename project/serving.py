@@ -6,7 +6,6 @@ takes, and the number of images that wait.
 """
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +24,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from project import PACKAGE, UserError, as_utf8, decoding, first_few
+from project import PACKAGE, UserError, as_utf8, decoding, first_few, num_cores
 from project.batching import Batches
-from project.exported import Exported, num_cores
+from project.exported import Exported
+from project.files import sha256
 from project.images import load_for_evaluation
 from project.request_metrics import Metrics, Watched
 
@@ -94,7 +94,7 @@ class Service:
         self.model, self.max_upload = model, max_upload
         self.size = model.preprocessing["crop_size"]
         self.names = np.array([as_utf8(name) for name in model.class_names], object)
-        digest = hashlib.sha256(Path(model.path).read_bytes()).hexdigest()
+        digest = sha256(model.path)
         file = as_utf8(Path(model.path).name)
         self.identity = Identity(file=file, sha256=digest, precision=model.precision, runtime=model.runtime)
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from project.exported import num_cores
+from project import num_cores
 
 ROUNDS = 5
 BATCHES = (1, 32)

@@ -29,17 +29,15 @@ with quick_imports():
     from rich.console import Console
     from rich.table import Table
 
-    from project import INFINITY, UserError, as_utf8, check_ranges, shortest
+    from project import INFINITY, UserError, as_utf8, check_ranges, num_cores, shortest
     from project.checkpoint import Checkpoint, load_model, open_checkpoint
-    from project.classification.certificate import sha256
     from project.classification.data import ImageData, data_of
     from project.classification.export import Export, temperature_of
     from project.classification.model import ResNetClassifier
     from project.classification.pruning import prune
     from project.cli import Parser, log, run
-    from project.exported import num_cores
     from project.failures import user_errors
-    from project.files import check_writable, create_first, numbered, write_text
+    from project.files import check_writable, create_first, numbered, sha256, write_text
     from project.results import check_unused, evaluations_folder
     from project.timing import machine
     from project.triton import write_triton
@@ -50,8 +48,8 @@ RANGES = {
     "max_epochs": (0, INFINITY),
     "threshold": (0, 1),
     "calibration_images": (1, INFINITY),
+    "certificate_images": (1, INFINITY),
 }
-RANGES["certificate_images"] = (1, INFINITY)
 ROWS = (  # of the table: name, format, figure
     ("top1", ".4f", "top1"),
     ("ece", ".4f", "ece"),

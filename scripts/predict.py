@@ -18,11 +18,11 @@ from project.imports import quick_imports
 with quick_imports():
     import numpy as np  # and no PyTorch, which only checkpoints need
 
-    from project import INFINITY, UserError, check_ranges, first_few, printable
+    from project import INFINITY, UserError, check_ranges, first_few, num_cores, printable
     from project.answers import check_finite, most_probable
     from project.cli import Parser, add_model_options, is_exported, log, run
     from project.decoding import BadImage
-    from project.exported import Exported, num_cores
+    from project.exported import Exported
     from project.failures import user_errors
     from project.files import write_csv
     from project.images import load_for_evaluation

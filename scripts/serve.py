@@ -11,9 +11,9 @@ import sys
 from project.imports import quick_imports
 
 with quick_imports():
-    from project import INFINITY, UserError, check_ranges, decoding
+    from project import INFINITY, UserError, check_ranges, decoding, num_cores
     from project.cli import Parser, log, run
-    from project.exported import Exported, Runtime, num_cores
+    from project.exported import Exported, Runtime
 
 RANGES = {"port": (0, 65_535), "threads": (1, INFINITY)}
 UNITS = {"": 1, "kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}

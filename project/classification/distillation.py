@@ -3,7 +3,6 @@
 This is how a pruned network gets back what the cut has taken, see `project/classification/pruning.py`.
 """
 
-from hashlib import file_digest
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from project import UserError
 from project.checkpoint import load_checkpoint, load_model
 from project.classification.model import ResNetClassifier
+from project.files import sha256
 
 SHARE = 0.7  # of the loss, from the teacher; the rest is from the labels
 TEMPERATURE = 2.0  # by which the logits of both are divided, which brings out the less probable classes
@@ -34,8 +34,7 @@ class Teacher:
             self.model = load_model(load_checkpoint(path), ResNetClassifier).requires_grad_(False)
         except UserError as error:
             raise UserError(f"--model.teacher: {error}") from error
-        with open(path, "rb") as file:
-            self.sha256 = file_digest(file, "sha256").hexdigest()
+        self.sha256 = sha256(path)
         if known not in (None, self.sha256):
             raise UserError(
                 f"--model.teacher {path}: not the file that the run has learned from so far (sha256 {known[:12]}…, now "
@@ -63,9 +62,8 @@ class Teacher:
             targets = F.log_softmax(self.model(images) / TEMPERATURE, dim=1)
         learned = F.log_softmax(logits / TEMPERATURE, dim=1)
         distance = F.kl_div(learned, targets, reduction="batchmean", log_target=True)
-        return (
-            1 - SHARE
-        ) * loss + SHARE * TEMPERATURE**2 * distance  # whose gradient falls with the temperature's square
+        # The gradient of the distance falls with the temperature's square
+        return (1 - SHARE) * loss + SHARE * TEMPERATURE**2 * distance
 
 
 def own_model(weights: str, head_start: bool | None) -> ResNetClassifier | None:

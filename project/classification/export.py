@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from project import UserError
+from project import UserError, num_cores
 from project.answers import check_finite
 from project.classification.certificate import (
     MAX_DIFFERENCE,
@@ -25,13 +25,12 @@ from project.classification.certificate import (
     hash_of,
     metrics_of,
     reason_against,
-    sha256,
 )
 from project.classification.data import ImageData
 from project.classification.graph import set_metadata, write_onnx
 from project.classification.model import ResNetClassifier
-from project.exported import Exported, num_cores
-from project.files import whole
+from project.exported import Exported
+from project.files import sha256, whole
 from project.fresh import answers
 from project.images import load_for_evaluation
 from project.quantization import RECIPES, Recipe, quantize
@@ -121,8 +120,7 @@ def in_pytorch(model: ResNetClassifier, temperature: float) -> Model:
 def temperature_of(model: ResNetClassifier, data: ImageData) -> float:
     """The temperature that suits the validation images best, see `fitted_temperature`."""
     images = read_images(data, "val", 4 * FEW)
-    index = {name: i for i, name in enumerate(model.class_names)}
-    labels = np.array([index[label] for _, label in images.samples])
+    labels = data.labels(images.samples).numpy()
     found = fitted_temperature(probabilities_of(in_pytorch(model, 1.0), images, "PyTorch, fp32"), labels)
     log.info(f"Temperature fitted on {len(labels)} val images: {found:.3f}")
     return found
@@ -293,8 +291,7 @@ class Export:
 
     def metrics_before(self) -> dict[str, Any]:
         """The metrics of the network in PyTorch, at temperature 1, on the images of the certificate."""
-        index = {name: i for i, name in enumerate(self.model.class_names)}
-        labels = np.array([index[label] for _, label in self.test.samples])
+        labels = self.data.labels(self.test.samples).numpy()
         before = self.before
         if self.temperature != 1:
             before = probabilities_of(in_pytorch(self.model, 1.0), self.test, "PyTorch, fp32")

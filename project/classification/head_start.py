@@ -83,11 +83,11 @@ class HeadStart(Callback):
                 set_head(trainer, model, data, (of_train, labels), (self.val_features, val_labels))
                 self.scale = 1.0 if frozen else min(1.0, (norm / model.head.linear.weight.norm()).item())
             self.val_metrics = evaluate_head(trainer, model, self.val_features, val_labels)
-            done = "Head start: the new head alone, on the frozen backbone, gets"
-            done = (
-                "The head that these weights come with is kept: before training it gets" if model.keeps_head else done
-            )
-            log.info(f"{done} val top1 {self.val_metrics['val/top1']:.4f}")
+            if model.keeps_head:
+                which = "The head that these weights come with is kept: before training it gets"
+            else:
+                which = "Head start: the new head alone, on the frozen backbone, gets"
+            log.info(f"{which} val top1 {self.val_metrics['val/top1']:.4f}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log and save the fitted head, before the first training step."""

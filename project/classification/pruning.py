@@ -6,7 +6,6 @@ few epochs the rest.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from hashlib import file_digest
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -27,7 +26,7 @@ from project.classification.data import ImageData
 from project.classification.head_start import adapt_norms, norm_samples
 from project.classification.model import ResNetClassifier
 from project.failures import user_errors
-from project.files import check_writable
+from project.files import check_writable, sha256
 from project.pruning import Costs, channel_groups, channel_scores, cheapest_cut, cut, reason_against
 from project.results import Trained
 from project.resume import trained_with
@@ -123,8 +122,7 @@ def save_pruned(source: Checkpoint, keep: float, path: Path, root: str | Path | 
     Raises:
         UserError: See `prune`.
     """
-    with open(source.path, "rb") as file:
-        origin = {"sha256": file_digest(file, "sha256").hexdigest(), "keep": keep}
+    origin = {"sha256": sha256(source.path), "keep": keep}
     if is_whole(path) and load_checkpoint(path, known_whole=True).content.get("pruned") == origin:
         log.info(f"{shortest(path)} is there already")
         return

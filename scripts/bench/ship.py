@@ -58,7 +58,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         ways = make_all(model, Path(folder), calibration.pixels, args.nncf)
-        show(model, ways, test)
+        show(model, ways, test, data.labels(test.samples).numpy())
 
 
 def make_all(model: Any, folder: Path, images: np.ndarray, with_nncf: bool) -> dict[str, Exported]:
@@ -81,10 +81,8 @@ def make_all(model: Any, folder: Path, images: np.ndarray, with_nncf: bool) -> d
     return found
 
 
-def show(model: Any, ways: dict[str, Exported], test: Images) -> None:
+def show(model: Any, ways: dict[str, Exported], test: Images, labels: np.ndarray) -> None:
     """Compare with PyTorch and time, and print the table."""
-    index = {name: i for i, name in enumerate(model.class_names)}
-    labels = np.array([index[label] for _, label in test.samples])
     network = in_pytorch(model, 1.0)
     before = probabilities_of(network, test, "PyTorch")
     times = in_turns({"PyTorch": network, **ways}, test.pixels[:32])

@@ -11,8 +11,8 @@ from project.classification.certificate import (
     fitted_temperature,
     hash_of,
     reason_against,
-    sha256,
 )
+from project.files import sha256
 
 NAMES = ["a", "b"]
 

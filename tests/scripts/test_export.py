@@ -9,8 +9,8 @@ import export
 import pytest
 from helpers import bad_checkpoints, fill
 
-from project.classification import certificate
 from project.exported import Exported
+from project.files import sha256
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +34,12 @@ def test_files_and_certificate_lie_beside_the_checkpoint_and_a_second_export_in_
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.int8.onnx", "certificate.json"}
     found = json.loads((folder / "certificate.json").read_text())
     assert found["verdict"] == {"model.onnx": "accepted", "model.int8.onnx": "accepted"}
-    assert found["checkpoint"]["sha256"] == certificate.sha256(best)
+    assert found["checkpoint"]["sha256"] == sha256(best)
     assert found["checkpoint"]["class_names"] == ["blue", "green", "red"]
     assert found["machine"]["cpu"] and found["versions"]["onnxruntime"] and found["temperature"] == 1.5
     for name in ("model.onnx", "model.int8.onnx"):
         exported = Exported(folder / name)
-        assert found["figures"][name]["sha256"] == certificate.sha256(folder / name)
+        assert found["figures"][name]["sha256"] == sha256(folder / name)
         assert exported.metadata["checkpoint_sha256"] == found["checkpoint"]["sha256"]
         assert json.loads(exported.metadata["temperature"]) == 1.5 and exported.threshold == 0.6
     assert found["figures"]["pytorch"]["ece"] != found["figures"]["model.onnx"]["ece"]

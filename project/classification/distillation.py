@@ -40,8 +40,8 @@ class Teacher:
         self.sha256 = sha256(path)
         if known not in (None, self.sha256):
             raise UserError(
-                f"--model.teacher {path}: not the file that the run has learned from so far (sha256 {str(known)[:12]}…, "
-                f"now {self.sha256[:12]}…): name that one, or start a new run"
+                f"--model.teacher {path}: not the file that the run has learned from so far (sha256 "
+                f"{str(known)[:12]}…, now {self.sha256[:12]}…): name that one, or start a new run"
             )
         self.path = path
 

@@ -22,7 +22,4 @@ def most_probable(probabilities: np.ndarray, k: int) -> tuple[np.ndarray, np.nda
 def check_finite(probabilities: np.ndarray) -> None:
     """Refuse probabilities that are no numbers. Raises `UserError`."""
     if not np.isfinite(probabilities).all():
-        raise UserError(NOT_FINITE)
-
-
-NOT_FINITE = "the model's output is not a number: its weights, or its mean and std, are damaged"
+        raise UserError("the model's output is not a number: its weights, or its mean and std, are damaged")

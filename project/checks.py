@@ -8,14 +8,13 @@ from contextlib import nullcontext
 from typing import TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from project import first_few
 from project.cache import fingerprints, first_come, load_checked, save_checked
 from project.decoding import BadImage
 from project.images import try_out
+from project.progress import shown
 from project.splits import Samples
 
 T = TypeVar("T")
@@ -119,16 +118,7 @@ def decode(paths: Iterable[str], read: Callable[[str], T]) -> tuple[dict[str, T]
             bad[path] = str(error).removeprefix(f"{path}: ")
 
     paths = list(paths)
-    console = Console(stderr=True)
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
-        done = track(
-            pool.map(try_to_read, paths),
-            "Checking images",
-            total=len(paths),
-            transient=True,
-            console=console,
-            disable=not console.is_terminal,
-        )
-        for _ in done:
+        for _ in shown(pool.map(try_to_read, paths), "Checking images", len(paths)):
             pass
     return decoded, bad

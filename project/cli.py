@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentParser
 
 from project import UserError, printable
+from project.imports import limited
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
     open_streams()
     set_up_messages()
     script = Path(sys.argv[0]).name
+    if "torch" in sys.modules and (limit := limited()):
+        log.warning(f"If this ends with std::bad_alloc and status 134, memory ran out{limit}")
     threading.excepthook = report_in_thread
     received: list[int] = []
 
@@ -185,6 +188,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more at exit
             sys.exit(128 + 13 if error.errno == errno.EPIPE else f"{script}: error: cannot write ({error.strerror})")
+        if isinstance(error, MemoryError):
+            sys.exit(f"{script}: error: out of memory{limited()}")
         if not is_for_the_user(error):
             raise
         text = str(error).strip()

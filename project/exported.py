@@ -6,6 +6,7 @@ An exported model is one ONNX file. Its input `images` is uint8 `(B, S, S, 3)`, 
 """
 
 import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -43,6 +44,7 @@ class Exported:
         threshold: Below this probability of the first class, the answer is `unsure`; None if none was chosen.
         precision: `fp32` or `int8`: that of the arithmetic.
         metadata: All of the file's metadata, as text.
+        sha256: Of what was loaded: the file may be replaced later.
         runtime: What runs it, with its version.
     """
 
@@ -60,6 +62,7 @@ class Exported:
         self.path = str(path)
         file = read_onnx(path)
         self.metadata = file.metadata
+        self.sha256 = hashlib.sha256(file.content).hexdigest()
         if (task := self.metadata.get("task", "classification")) != "classification":
             raise UserError(f"model {path}: made for another task, {printable(task, 40)}, not for classification")
         self.class_names: list[str] = self._from_metadata("class_names", list)

@@ -19,8 +19,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 from torchmetrics.utilities.data import dim_zero_cat
 
-from project import IGNORE, UserError, as_utf8, first_few, printable
-from project.answers import NOT_FINITE
+from project import IGNORE, as_utf8, first_few, printable
 from project.files import whole, write_text
 
 log = logging.getLogger(__name__)
@@ -193,12 +192,6 @@ def most_probable(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     ranked = probabilities.sort(dim=1, descending=True, stable=True)  # the order of `topk` is arbitrary
     return ranked.values[:, :k].contiguous(), ranked.indices[:, :k].contiguous()
-
-
-def check_finite(probabilities: Tensor) -> None:
-    """Refuse probabilities that are no numbers. Raises `UserError`."""
-    if not bool(probabilities.isfinite().all()):
-        raise UserError(NOT_FINITE)
 
 
 def summarize(values: dict[str, Tensor], class_names: list[str], split: str) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from starlette.requests import ClientDisconnect
 from project import PACKAGE, UserError, as_utf8, decoding, first_few, num_cores
 from project.batching import Batches
 from project.exported import Exported
-from project.files import sha256
 from project.images import load_for_evaluation
 from project.request_metrics import Metrics, Watched
 
@@ -94,9 +93,8 @@ class Service:
         self.model, self.max_upload = model, max_upload
         self.size = model.preprocessing["crop_size"]
         self.names = np.array([as_utf8(name) for name in model.class_names], object)
-        digest = sha256(model.path)
         file = as_utf8(Path(model.path).name)
-        self.identity = Identity(file=file, sha256=digest, precision=model.precision, runtime=model.runtime)
+        self.identity = Identity(file=file, sha256=model.sha256, precision=model.precision, runtime=model.runtime)
         try:
             first = model(np.zeros((2, self.size, self.size, 3), np.uint8))
         except MemoryError as error:

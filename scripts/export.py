@@ -53,6 +53,7 @@ RANGES = {
 ROWS = (  # of the table: name, format, figure
     ("top1", ".4f", "top1"),
     ("ece", ".4f", "ece"),
+    ("top1 lost, at most (95 %)", ".4f", "top1_drop_at_most"),
     ("agreement", ".4f", "agreement"),
     ("mean change of a probability", ".1e", "difference"),
     ("file, MB", ".1f", "file_mb"),

@@ -23,7 +23,7 @@ with quick_imports():
     from project.checkpoint import load_checkpoint, load_model
     from project.classification.averaging import average_with_head_start, what_it_is
     from project.classification.data import ImageData
-    from project.classification.distillation import Teacher, keep_head, own_model
+    from project.classification.distillation import find_teacher, keep_head, own_model
     from project.classification.evaluation import evaluate, save
     from project.classification.head_start import HeadStart
     from project.classification.model import ResNetClassifier, has_head_start
@@ -63,7 +63,7 @@ def build(this: Run, trainer: Trainer) -> tuple[ImageData, ResNetClassifier]:
     """Read the data and build the model, as the options of a run ask for. Raises `UserError`."""
     options, h = this.options, this.options.model
     trained = this.resumed.content["hyper_parameters"] if this.resumed else {}
-    teacher = Teacher(h.teacher, trained.get("teacher_sha256")) if h.teacher else None
+    teacher = find_teacher(h.teacher, this.resumed)
     own = own_model(h.weights, h.head_start) if teacher and not this.resumed else None
     preprocessing = (own.hparams if own else trained).get("preprocessing") or preprocessing_for(h.arch, h.weights)
     if this.resumed:  # a checkpoint brings its weights, too …

@@ -19,12 +19,8 @@ def test_the_order_is_that_of_the_metrics(k):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_refused_in_the_same_line(bad):
+def test_what_is_no_number_is_refused(bad):
     probabilities = np.array([[0.5, 0.5], [bad, 0.5]], np.float32)
-    lines = []
-    for check, given in ((answers.check_finite, probabilities), (metrics.check_finite, torch.tensor(probabilities))):
-        with pytest.raises(UserError, match="the model's output is not a number") as error:
-            check(given)
-        lines.append(str(error.value))
-    assert len({*lines}) == 1
+    with pytest.raises(UserError, match="the model's output is not a number"):
+        answers.check_finite(probabilities)
     answers.check_finite(probabilities[:1])

@@ -8,11 +8,10 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score
 
-from project import IGNORE, UserError
+from project import IGNORE
 from project.metrics import (
     EvalMetrics,
     Mean,
-    check_finite,
     confusion_figure,
     most_probable,
     report,
@@ -143,12 +142,6 @@ def test_of_equal_probabilities_the_first_class_wins():
     assert (classes[:, 0] == equal.argmax(dim=1)).all() and (np.argmax(equal.numpy(), 1) == [1, 0]).all()
     assert evaluate(equal.log(), torch.tensor([1, 0]))["top1"] == 1
     assert most_probable(equal, 9)[0].shape == (2, 4)
-
-
-def test_probabilities_that_are_no_numbers_are_refused():
-    check_finite(torch.ones(2))
-    with pytest.raises(UserError, match="not a number"):
-        check_finite(torch.tensor([1.0, float("nan")]))
 
 
 def test_letters_that_the_font_lacks_are_named_once(tmp_path, caplog):

@@ -16,6 +16,7 @@ from served import FORM, Server, colour_model, form, served
 
 from project import UserError
 from project.exported import Exported
+from project.files import sha256
 from project.images import load_for_evaluation
 from project.serving import Service, make_app
 
@@ -126,6 +127,14 @@ def test_health_says_which_model_answers(server):
     assert status == 200
     assert (health["status"], health["classes"], health["threshold"], health["max_upload"]) == ("ok", 3, 0.9, 200_000)
     assert health["model"]["runtime"].startswith("onnxruntime ")
+
+
+def test_the_hash_is_of_what_was_loaded_not_of_what_lies_there_now(tmp_path):
+    path = colour_model(tmp_path / "model.onnx")
+    expected = sha256(path)
+    model = Exported(path)
+    path.write_bytes(b"the next version, being copied")
+    assert Service(model, 1000).identity.sha256 == model.sha256 == expected
 
 
 def test_pages_need_nothing_from_elsewhere(server):

@@ -13,6 +13,7 @@ from project.splits import Samples
 MIN_AGREEMENT = 0.98  # share of the images that must get the same first class
 SURE_AGREEMENT = 0.99  # what a faster recipe must reach, or a more careful one is tried
 MAX_DIFFERENCE = 1e-4  # of a probability, in fp32
+FEWEST = 25  # images: one of fewer is more than twice what `MIN_AGREEMENT` allows
 WORST = 10  # images that are listed
 
 
@@ -87,7 +88,8 @@ def drop_bound(lost: int, won: int, total: int) -> float:
 def reason_against(found: dict[str, Any], max_drop: float) -> str | None:
     """Why a model is refused: its agreement or its top-1 is below the bound; None if it is good.
 
-    Both bounds are counted in whole images, rounded up, so that one of 37 images may change.
+    Both bounds are counted in whole images, rounded up, so that one of 37 images may change; of fewer than `FEWEST`,
+    none may.
 
     Args:
         found: What `comparison` returned.
@@ -95,9 +97,13 @@ def reason_against(found: dict[str, Any], max_drop: float) -> str | None:
     """
     total = found["num_samples"]
     changed, lost = round(total * (1 - found["agreement"])), round(total * found["top1_drop"])
-    if changed > math.ceil(total * (1 - MIN_AGREEMENT) - 1e-9):
+
+    def allowed(share: float) -> int:
+        return math.ceil(total * share - 1e-9) if total >= FEWEST else math.floor(total * share + 1e-9)
+
+    if changed > allowed(1 - MIN_AGREEMENT):
         return f"it agrees with the network on {found['agreement']:.3f} of {total:,} images, below {MIN_AGREEMENT}"
-    if lost > math.ceil(total * max_drop - 1e-9):
+    if lost > allowed(max_drop):
         return f"it loses {found['top1_drop']:.4f} of the top-1 on {total:,} images, above --max_drop {max_drop}"
     return None
 

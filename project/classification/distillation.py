@@ -3,16 +3,19 @@
 This is how a pruned network gets back what the cut has taken, see `project/classification/pruning.py`.
 """
 
+import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from project import UserError
-from project.checkpoint import load_checkpoint, load_model
+from project import UserError, first_line
+from project.checkpoint import Checkpoint, load_checkpoint, load_model
 from project.classification.model import ResNetClassifier
 from project.files import sha256
+
+log = logging.getLogger(__name__)
 
 SHARE = 0.7  # of the loss, from the teacher; the rest is from the labels
 TEMPERATURE = 2.0  # by which the logits of both are divided, which brings out the less probable classes
@@ -37,15 +40,31 @@ class Teacher:
         self.sha256 = sha256(path)
         if known not in (None, self.sha256):
             raise UserError(
-                f"--model.teacher {path}: not the file that the run has learned from so far (sha256 {known[:12]}…, now "
-                f"{self.sha256[:12]}…): name that one, or start a new run"
+                f"--model.teacher {path}: not the file that the run has learned from so far (sha256 "
+                f"{str(known)[:12]}…, now {self.sha256[:12]}…): name that one, or start a new run"
             )
         self.path = path
 
     def teach(self, model: ResNetClassifier) -> None:
-        """From now on, let a model learn from this one. Raises `UserError` if their classes differ."""
+        """From now on, let a model learn from this one.
+
+        Raises:
+            UserError: Their classes differ, or the teacher takes no images of the model's size.
+        """
         if self.model.class_names != model.class_names:
             raise UserError(f"--model.teacher {self.path}: its classes, or their order, are not those of the data")
+        own, size = (m.hparams["preprocessing"]["crop_size"] for m in (self.model, model))
+        if own != size:
+            sizes = f"it has learned from images of {own} x {own} pixels, not {size} x {size}"
+            try:
+                with torch.no_grad():
+                    self.model(torch.zeros(1, 3, size, size))
+            except Exception as error:  # of the network's own types
+                raise UserError(
+                    f"--model.teacher {self.path}: {sizes}, which it cannot take ({first_line(error)}): use "
+                    f"--data.image_size {own}, or another teacher"
+                ) from error
+            log.warning(f"--model.teacher {self.path}: {sizes}, of which it may know less")
         model.teacher = self
 
     def blend(self, loss: Tensor, images: Tensor, logits: Tensor) -> Tensor:
@@ -64,6 +83,22 @@ class Teacher:
         distance = F.kl_div(learned, targets, reduction="batchmean", log_target=True)
         # The gradient of the distance falls with the temperature's square
         return (1 - SHARE) * loss + SHARE * TEMPERATURE**2 * distance
+
+
+def find_teacher(path: str | None, resumed: Checkpoint | None) -> Teacher | None:
+    """The teacher that `--model.teacher` names, if any.
+
+    Raises:
+        UserError: It cannot be used; or a resumed run would go on without its teacher, or with one that it has not had.
+    """
+    known = resumed.content["hyper_parameters"].get("teacher_sha256") if resumed else None
+    if resumed and bool(known) != bool(path):
+        so_far = f"with a teacher so far (sha256 {str(known)[:12]}…)" if known else "without a teacher so far"
+        raise UserError(
+            f"--model.teacher {path or 'null'}: the run has learned {so_far}, and goes on like that; for a new run "
+            f"from its weights: --model.weights {resumed.path} instead of --ckpt_path"
+        )
+    return Teacher(path, known) if path else None
 
 
 def own_model(weights: str, head_start: bool | None) -> ResNetClassifier | None:

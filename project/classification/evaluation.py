@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from project import IGNORE, printable, shortest
+from project.answers import check_finite
 from project.classification.data import ImageData
 from project.classification.datasets import eval_reader
 from project.classification.pictures import MAX_IMAGES, grid_figure
@@ -21,7 +22,7 @@ from project.decoding import BadImage
 from project.files import write_csv
 from project.loading import gather_in_order
 from project.loggers import log_figure, save_png
-from project.metrics import check_finite, most_probable, report, summarize
+from project.metrics import most_probable, report, summarize
 from project.splits import Samples
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def evaluate(trainer: Trainer, model: Scored, data: ImageData, splits: list[str]
         trainer.test(tested, datamodule=data, verbose=False)
         trainer.callbacks.remove(keep)  # type: ignore[attr-defined]
         if keep.predictions is not None:
-            check_finite(keep.predictions.of_label)
+            check_finite(keep.predictions.of_label.cpu().numpy())
             summary = summarize(tested.eval_results, data.class_names, split)
             confusion = tested.eval_results.get("confusion")
             found.append(Evaluation(summary, confusion, data.samples[split], keep.predictions))

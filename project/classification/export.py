@@ -4,15 +4,13 @@ import hashlib
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from project import UserError, num_cores
 from project.answers import check_finite
@@ -30,9 +28,10 @@ from project.classification.data import ImageData
 from project.classification.graph import set_metadata, write_onnx
 from project.classification.model import ResNetClassifier
 from project.exported import Exported
-from project.files import sha256, whole
+from project.files import whole
 from project.fresh import answers
 from project.images import load_for_evaluation
+from project.progress import shown
 from project.quantization import RECIPES, Recipe, quantize
 from project.splits import Samples
 from project.timing import in_turns
@@ -91,12 +90,6 @@ def without(images: Images, others: Images) -> Images:
 def sha256_of(pixels: np.ndarray) -> bytes:
     """A hash of an image."""
     return hashlib.sha256(pixels.tobytes()).digest()
-
-
-def shown(steps: Iterator[Any], what: str, total: int) -> Iterator[Any]:
-    """The same steps, with a bar in a terminal."""
-    console = Console(stderr=True)
-    return iter(track(steps, what, total, console=console, transient=True, disable=not console.is_terminal))
 
 
 def probabilities_of(model: Model, images: Images, what: str) -> np.ndarray:
@@ -236,6 +229,11 @@ class Export:
         }
         if refused:
             log.info(f"int8, {name}: {refused}")
+        elif found["top1_drop_at_most"] > self.max_drop:
+            log.info(
+                f"int8 may have lost up to {found['top1_drop_at_most']:.3f} of the top-1 (95 %), above --max_drop "
+                f"{self.max_drop}: {found['num_samples']:,} images cannot show that it has lost less"
+            )
         return refused
 
     def quantized(self, recipe: Recipe, calibration: Images, reduce_range: bool) -> tuple[Exported, int]:
@@ -277,7 +275,7 @@ class Export:
                 "runtime": exported.runtime,
                 "precision": exported.precision,
                 "file_mb": Path(exported.path).stat().st_size / 1e6,
-                "sha256": sha256(exported.path),
+                "sha256": exported.sha256,
                 "load_s": found.load_seconds,
                 "memory_mb": found.memory_mb,
                 **times[name],

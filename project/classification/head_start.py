@@ -16,8 +16,6 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +26,7 @@ from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
 from project.lightning_internals import save_with_metrics
 from project.loading import gather_in_order
+from project.progress import shown
 from project.splits import Samples
 from project.trainer import best_of
 from project.weights import find_architecture
@@ -223,15 +222,8 @@ def cached_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, 
 def compute_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> Tensor:
     """Run the backbone over images, divided among the processes; returns all features, `(N, F)` on the CPU."""
     model.eval()
-    console = Console(stderr=True)
     mine = []
-    batches = track(
-        data.image_loader(samples),
-        "Computing features",
-        transient=True,
-        console=console,
-        disable=not (console.is_terminal and trainer.is_global_zero),
-    )
+    batches = shown(data.image_loader(samples), "Computing features", here=trainer.is_global_zero)
     with trainer.precision_plugin.forward_context():
         for images, _ in batches:
             mine.append(model.features(images.to(model.device, non_blocking=True)).cpu())

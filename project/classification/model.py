@@ -15,11 +15,12 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from project import INFINITY, UserError, check_ranges, shortest
+from project.answers import check_finite
 from project.backbones import Head, make_net, normalization, replace_head
 from project.checkpoint import load_model, open_checkpoint
 from project.classification.datasets import eval_reader
 from project.classification.scoring import Scored
-from project.metrics import EvalMetrics, Mean, check_finite, most_probable
+from project.metrics import EvalMetrics, Mean, most_probable
 from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
 from project.preprocessing import Preprocessing, check_preprocessing
 from project.pruning import fit_widths
@@ -253,7 +254,7 @@ class ResNetClassifier(Scored):
         while some := list(islice(rest, batch_size)):
             images = torch.stack([eval_reader(self.hparams["preprocessing"])(str(path)) for path in some])
             values, classes = most_probable(self(images.to(self.device)).softmax(dim=1), top_k)
-            check_finite(values)
+            check_finite(values.cpu().numpy())
             for indices, shares in zip(classes.tolist(), values.tolist(), strict=True):
                 results.append({self.class_names[i]: share for i, share in zip(indices, shares, strict=True)})
         return results

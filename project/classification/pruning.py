@@ -5,6 +5,7 @@ few epochs the rest.
 """
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -77,7 +78,16 @@ def prune(
     save_pruned(source, keep, pruned, root)
     argv = [*options_of(source, root), *options, f"--model.weights={pruned}", f"--max_epochs={max_epochs}"]
     argv += [f"--name={name}", f"--default_root_dir={default_root_dir}", "--ckpt_path=auto"]
-    best = train(argv).best
+    try:
+        best = train(argv).best
+    except UserError as error:  # names options of scripts/train.py
+        config = pruned.parent / name / "config.yaml"
+        command = f"python scripts/train.py --config {shlex.quote(shortest(config))}" if config.is_file() else ""
+        way = f": add them to `{command}`, and export its best.ckpt" if command else ""
+        raise UserError(f"--prune {keep:g}: {error} (these are options of scripts/train.py{way})") from error
+    except SystemExit:
+        log.info("--prune: the same command goes on with this run")
+        raise
     if best is None:
         raise UserError(f"--prune {keep:g}: the run {name} has no best.ckpt")
     return best

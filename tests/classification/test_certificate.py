@@ -45,6 +45,10 @@ def test_the_bounds_are_counted_in_whole_images():
 
     assert reason_against(of(37, 1, 1), 0.01) is None  # one image of 37 is 0.027
     assert "agrees with the network on 0.946 of 37 images, below 0.98" in str(reason_against(of(37, 2, 0), 0.01))
+    assert "agrees with the network on 0.900 of 10 images" in str(reason_against(of(10, 1, 0), 0.01))
+    assert "agrees" in str(reason_against(of(24, 1, 0), 0.01)) and reason_against(of(25, 1, 1), 0.01) is None
+    assert reason_against(of(10, 0, 0), 0) is None and reason_against(of(10, 0, 1), 0.1) is None
+    assert "loses 0.1000 of the top-1" in str(reason_against(of(10, 0, 1), 0.09))
     assert reason_against(of(300, 6, 3), 0.01) is None
     assert "loses 0.0133 of the top-1 on 300 images, above --max_drop 0.01" in str(reason_against(of(300, 6, 4), 0.01))
     assert reason_against(of(300, 0, 0), 0) is None and reason_against(of(300, 1, 1), 0)

@@ -5,11 +5,12 @@ import shutil
 import pytest
 import torch
 import train
-from helpers import FAST, WEIGHTS, fill, make
+from helpers import COLOURS, FAST, PREPROCESSING, WEIGHTS, fill, make
 
 from project import UserError
-from project.checkpoint import load_checkpoint
-from project.classification.distillation import Teacher
+from project.checkpoint import DurableCheckpointIO, load_checkpoint
+from project.classification.distillation import Teacher, find_teacher
+from project.classification.model import ResNetClassifier
 
 
 def test_the_loss_is_the_labels_and_the_teachers_softened_probabilities(trained):
@@ -67,3 +68,39 @@ def test_a_teacher_that_is_gone_or_unusable_is_one_line(fails, trained, tmp_path
     fill(tmp_path / "data/val", 1, ("blue", "red"))
     line = fails(train.main, *options, f"--data.root={tmp_path / 'data'}")
     assert "its classes, or their order, are not those of the data" in line
+
+
+def test_a_resumed_run_keeps_its_teacher_or_its_lack_of_one(fails, trained, tmp_path):
+    good = trained / "checkpoints/best.ckpt"
+    options = [*FAST, f"--data.root={trained.parents[1] / 'data'}", "--limit_test_batches=0", f"--model.weights={good}"]
+    for name, teaching in {"taught": [f"--model.teacher={good}"], "alone": []}.items():
+        train.main([*options, f"--default_root_dir={tmp_path / name}", *teaching])
+    again = ["--ckpt_path=last", "--max_epochs=2", "--accelerator=cpu"]
+    line = fails(train.main, *again, f"--default_root_dir={tmp_path / 'taught'}", "--model.teacher=null")
+    assert "--model.teacher null: the run has learned with a teacher so far (sha256 " in line
+    line = fails(train.main, *again, f"--default_root_dir={tmp_path / 'alone'}", f"--model.teacher={good}")
+    assert f"--model.teacher {good}: the run has learned without a teacher so far, and goes on like that" in line
+    assert "--model.weights" in line
+    assert find_teacher(None, None) is None
+
+
+def teacher_of(folder, size, **options):
+    """A checkpoint of a network for images of this size."""
+    preprocessing = {**PREPROCESSING, "resize_size": size, "crop_size": size}
+    model = ResNetClassifier(list(COLOURS), preprocessing, weights="none", **options)
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "config": {"data": {}}}
+    content |= {"pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}
+    DurableCheckpointIO().save_checkpoint(content, folder / "teacher.ckpt")
+    return folder / "teacher.ckpt"
+
+
+def test_a_teacher_for_other_sizes_is_said_or_refused_before_training(fails, trained, tmp_path, caplog):
+    options = [*FAST, f"--data.root={trained.parents[1] / 'data'}", f"--default_root_dir={tmp_path}"]
+    options += ["--model.weights=none", "--limit_test_batches=0", f"--model.teacher={tmp_path / 'teacher.ckpt'}"]
+    teacher_of(tmp_path, 48, arch="vit_b_16")
+    line = fails(train.main, *options)
+    assert "it has learned from images of 48 x 48 pixels, not 32 x 32, which it cannot take (" in line
+    assert "use --data.image_size 48" in line and not list(tmp_path.glob("lightning_logs/*"))
+    teacher_of(tmp_path, 48, arch="resnet18")
+    train.main([*options, "--max_steps=1"])
+    assert "teacher.ckpt: it has learned from images of 48 x 48 pixels, not 32 x 32, of which it may" in caplog.text

@@ -226,6 +226,18 @@ def test_what_cannot_be_pruned_is_one_line_and_leaves_nothing(fails, trained, tm
     assert not (tmp_path / "none").exists()
 
 
+def test_a_failure_in_training_says_where_its_options_belong(fails, trained, tmp_path):
+    options = [*STEPS, "--model.lr=1e30", "--model.warmup_ratio=0"]
+    best = trained / "checkpoints/best.ckpt"
+    line = fails(lambda argv: prune(best, 0.5, train.main, 1, default_root_dir=tmp_path, options=options))
+    config = tmp_path / "lightning_logs/version_0-pruned-0.5/config.yaml"
+    assert "--prune 0.5: the loss is not finite" in line and "try a lower --model.lr" in line
+    command = f"python scripts/train.py --config {config}"
+    assert f"(these are options of scripts/train.py: add them to `{command}`, and export its best.ckpt)" in line
+    run = train.main([*command.split()[2:], "--model.lr=0.001", "--limit_test_batches=0"])
+    assert run.best is not None and load_checkpoint(run.best).content["hyper_parameters"]["teacher"] == str(best)
+
+
 FORGED = {
     "larger than the file": lambda state: {"net.conv1.weight": state["net.conv1.weight"][:1].expand(10**9, 3, 7, 7)},
     "larger than the network": lambda state: {

@@ -17,6 +17,7 @@ from helpers import FAST, fill
 from test_around import curves
 
 from project.checkpoint import load_checkpoint
+from project.files import sha256
 
 ROOT = Path(__file__).parents[2]
 RUN = str(ROOT / "tests/faults/ddp_run.py")
@@ -99,6 +100,22 @@ def test_torchrun_restarts_after_the_death_of_a_rank_and_ends_the_same(uneven, t
         for tag, points in whole.items():  # sums that were added up at the kill are rounded in another order
             assert [step for step, _ in cut[tag]] == [step for step, _ in points], tag
             assert [value for _, value in cut[tag]] == pytest.approx([value for _, value in points], rel=1e-6), tag
+
+
+def test_a_teacher_teaches_several_processes_and_outlives_the_death_of_one(trained, uneven, tmp_path):
+    teacher = trained / "checkpoints/best.ckpt"
+    teaching = [f"--model.teacher={teacher}"]
+    for name, kill, more in (("whole", "", teaching), ("killed", "1 1 1", teaching), ("alone", "", [])):
+        command = [*torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=3"), *OPTIONS, *more, "--devices=2"]
+        command += [f"--data.root={uneven}", f"--default_root_dir={tmp_path / name}"]
+        environment = {**ENVIRONMENT, "KILL": kill, "KILLED": str(tmp_path / f"{name}.killed")}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "killed.killed").exists() and same(tmp_path / "whole", tmp_path / "killed")
+    taught, alone = weights(tmp_path / "whole"), weights(tmp_path / "alone")
+    assert taught.keys() == alone.keys() and not torch.equal(taught["net.fc.1.weight"], alone["net.fc.1.weight"])
+    last = load_checkpoint(tmp_path / "whole/lightning_logs/version_0/checkpoints/last.ckpt")
+    assert last.content["hyper_parameters"]["teacher_sha256"] == sha256(teacher)
 
 
 def test_sigterm_to_several_processes_saves_and_goes_on_the_same(uneven, tmp_path):

@@ -162,8 +162,6 @@ def run(main: Callable[[], Any]) -> NoReturn:
     open_streams()
     set_up_messages()
     script = Path(sys.argv[0]).name
-    if "torch" in sys.modules and (limit := limited()):
-        log.warning(f"If this ends with std::bad_alloc and status 134, memory ran out{limit}")
     threading.excepthook = report_in_thread
     received: list[int] = []
 

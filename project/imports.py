@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -24,6 +25,7 @@ def quick_imports() -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         os._exit(128 + signum)
 
+    warn_of_limit()
     before = {}
     if threading.current_thread() is threading.main_thread():  # others cannot set handlers
         before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
@@ -42,11 +44,17 @@ def quick_imports() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+@cache
+def warn_of_limit() -> None:
+    """Say, once, that addresses are limited: too few may end the process where Python cannot prevent or say it."""
+    if limit := limited():
+        print(f"If this ends with std::bad_alloc and status 134, memory ran out{limit}", file=sys.stderr, flush=True)
+
+
 def limited() -> str:
     """The limit that `ulimit -v` sets to the addresses of this process and its libraries, as text; empty without one.
 
-    PyTorch reserves gigabytes of addresses that it never uses; what it asks for beyond the limit may end the process
-    with no more than `std::bad_alloc` and status 134, which Python cannot prevent.
+    PyTorch reserves gigabytes of addresses that it never uses.
     """
     try:
         import resource

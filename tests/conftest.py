@@ -14,7 +14,7 @@ import torch
 from helpers import FAST, fill
 
 from project.classification.model import ResNetClassifier, load
-from project.cli import run
+from project.cli import run, stopping_signals
 from project.lightning_internals import QUIET_WARNINGS
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests compare runs, so all must use one kind of device
@@ -63,7 +63,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
     """Restore the handlers and collect garbage, which `run` does not do, since its process ends with it."""
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {signum: signal.getsignal(signum) for signum in stopping_signals()}
     yield
     gc.unfreeze()
     for signum, handler in handlers.items():

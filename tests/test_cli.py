@@ -183,6 +183,7 @@ def test_a_thread_that_cannot_write_a_file_is_one_line(monkeypatch, caplog, caps
     assert "No space left on device: 'events'" in caplog.text and "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
 def test_a_hangup_that_nohup_ignores_stays_ignored():
     assert signal.SIGHUP in stopping_signals()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -24,7 +24,7 @@ MODULES = {module_of(path): path for path in FILES}
 
 def imports_of(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -55,7 +55,7 @@ def test_files_and_functions_are_short():
     for path in FILES:
         if path.is_relative_to(BENCHMARK):
             continue
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 330, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
@@ -63,14 +63,14 @@ def test_files_and_functions_are_short():
 
 
 def test_the_step_is_in_sight():
-    lines = (ROOT / "scripts/train.py").read_text().splitlines()
+    lines = (ROOT / "scripts/train.py").read_text(encoding="utf-8").splitlines()
     assert next(i for i, line in enumerate(lines) if " fit(" in line) < 70
 
 
 def test_lightnings_undocumented_names_are_in_one_file():
     for path in FILES:
         if path.name != "lightning_internals.py":
-            assert not PRIVATE.findall(path.read_text()), path
+            assert not PRIVATE.findall(path.read_text(encoding="utf-8")), path
 
 
 def test_each_file_has_its_tests():

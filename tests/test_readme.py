@@ -23,7 +23,7 @@ from project.loggers import with_save_dir
 from project.options import make_parser
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[str]:
@@ -34,7 +34,7 @@ def commands() -> list[str]:
 def test_ci_runs_the_first_two_commands_to_the_letter():
     install, test = [line for line in commands() if "venv" in line]
     assert install.endswith("scripts/train.py") and test.endswith("pytest")
-    assert {install, test} <= set((ROOT / ".ci/run").read_text().split("\n"))
+    assert {install, test} <= set((ROOT / ".ci/run").read_text(encoding="utf-8").split("\n"))
 
 
 def test_every_command_of_the_readme_is_accepted():
@@ -72,7 +72,11 @@ def test_the_python_of_the_readme_does_what_the_command_does(tmp_path, monkeypat
     assert len(re.findall("'(?:red|blue|green)': ", capsys.readouterr().out)) == 6
     train.main(["--data.root=photos", "--max_epochs=5", "--seed=0", "--model.arch=resnet18", "--model.weights=none"])
     ours, theirs = (
-        json.loads((tmp_path / f"lightning_logs/version_{i}/metrics.json").read_text().replace(f"version_{i}", ""))
+        json.loads(
+            (tmp_path / f"lightning_logs/version_{i}/metrics.json")
+            .read_text(encoding="utf-8")
+            .replace(f"version_{i}", "")
+        )
         for i in (0, 1)
     )
     assert ours == theirs == json.loads(json.dumps(names["run"].metrics).replace("version_0", ""))

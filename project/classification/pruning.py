@@ -80,17 +80,22 @@ def prune(
     argv += [f"--name={name}", f"--default_root_dir={default_root_dir}", "--ckpt_path=auto"]
     try:
         best = train(argv).best
-    except UserError as error:  # names options of scripts/train.py
-        config = pruned.parent / name / "config.yaml"
-        command = f"python scripts/train.py --config {shlex.quote(shortest(config))}" if config.is_file() else ""
-        way = f": add them to `{command}`, and export its best.ckpt" if command else ""
-        raise UserError(f"--prune {keep:g}: {error} (these are options of scripts/train.py{way})") from error
+    except UserError as error:
+        raise UserError(f"--prune {keep:g}: {error} ({about_options(pruned.parent / name)})") from error
     except SystemExit:
         log.info("--prune: the same command goes on with this run")
         raise
     if best is None:
         raise UserError(f"--prune {keep:g}: the run {name} has no best.ckpt")
     return best
+
+
+def about_options(run: Path) -> str:
+    """Where the options belong that a failure in training names, given the run folder."""
+    config = run / "config.yaml"
+    command = f"python scripts/train.py --config {shlex.quote(shortest(config))}"
+    way = f": add them to `{command}`, and export its best.ckpt" if config.is_file() else ""
+    return f"these are options of scripts/train.py{way}"
 
 
 def options_of(source: Checkpoint, root: str | Path | None) -> list[str]:

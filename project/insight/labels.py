@@ -143,6 +143,15 @@ class Probe:
         """Standardized features of some rows, float64 `(B, F)`."""
         return (torch.from_numpy(self.features[self.kept[rows.numpy()]].astype(np.float64)) - self.mean) / self.scale
 
+    def predict(self, features: np.ndarray, strength: float) -> Tensor:
+        """The scores of other images, float64 `(M, num_classes)`, from their features `(M, F)`."""
+        z = F.pad((torch.from_numpy(features.astype(np.float64)) - self.mean) / self.scale @ self.basis, (0, 1), value=1.0)
+        return z @ (self.targets / self.penalized(strength)[:, None])
+
+    def penalized(self, strength: float) -> Tensor:
+        """Eigenvalues plus penalty, and the number of images for the bias, which has none: float64 `(K + 1,)`."""
+        return torch.cat([self.values + strength * self.values.mean(), torch.tensor([float(len(self.kept))])])
+
     def rotated(self, rows: Tensor) -> Tensor:
         """The features of some rows in the basis, and a column of ones for the bias, float64 `(*rows, K + 1)`."""
         z = self.standard(rows.flatten()) @ self.basis
@@ -177,7 +186,7 @@ class Probe:
             float64 `(G, m, num_classes)`.
         """
         z = self.rotated(rows) if z is None else z
-        penalized = torch.cat([self.values + strength * self.values.mean(), torch.tensor([float(len(self.kept))])])
+        penalized = self.penalized(strength)
         y = self.one_hot(rows)
         residuals = y - z @ (self.targets / penalized[:, None])
         if z.shape[1] == 1:
@@ -285,7 +294,9 @@ def fit_noise(strength: float, scores: list[Tensor], labels: list[Tensor], near:
         return log_likelihood(own, noise.rate, num_classes), noise
 
     clean, noisy = model(False), model(True)
-    return noisy if noisy[0] > clean[0] + 1 else clean  # one more number has to gain more than 1 (Akaike)
+    own = pick(F.softmax(clean[1].sharpness[0] * readings[0], 1), label)
+    knows = log_likelihood(own, 0.0, num_classes) > 1 - len(label) * math.log(num_classes)  # more than chance
+    return noisy if knows and noisy[0] > clean[0] + 1 else clean  # a number has to gain more than 1 (Akaike)
 
 
 def sharpest(reading: Tensor, labels: Tensor, start: float | None, noisy: bool) -> float:

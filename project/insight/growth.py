@@ -10,7 +10,7 @@ import numpy as np
 from project.insight.labels import Probe, finite_rows, one_thread
 
 PARTS = 6  # nested subsets: all, and 1/sqrt(2) of each before, down to about a sixth
-DRAWS = 4  # of each subset, whose errors are averaged
+DRAWS = 2  # of each subset, whose errors are averaged
 LEAST = 10  # images a class in all, and wrong images of the smallest subset
 POWERS = np.linspace(0.1, 1.0, 19)  # b
 PENALTIES = [3.0, 1.0, 0.3, 0.1, 0.03]  # relative to the mean eigenvalue
@@ -48,13 +48,13 @@ def growth(
     sizes = [round(len(labels) / 2 ** (k / 2)) for k in range(PARTS)]
     with one_thread():
         errors = [
-            np.mean([error(features[some], labels[some], val_features, val_labels) for some in subsets(labels, size)])
+            float(np.mean([error(features[some], labels[some], val_features, val_labels) for some in subsets(labels, size)]))
             for size in sizes
         ]
     if min(errors) * len(val_labels) < LEAST:
         return None  # too few errors to see them fall
     a, b, c = fit_curve(np.array(sizes), np.array(errors))
-    now, twice, four_times = (a * (factor * len(labels)) ** -b + c for factor in (1, 2, 4))
+    now, twice, four_times = (float(a * (factor * len(labels)) ** -b + c) for factor in (1, 2, 4))
     return Growth(len(labels), 1 - errors[0], 1 - errors[0] + now - twice, 1 - errors[0] + now - four_times)
 
 

@@ -48,7 +48,11 @@ def growth(
     sizes = [round(len(labels) / 2 ** (k / 2)) for k in range(PARTS)]
     with one_thread():
         errors = [
-            float(np.mean([error(features[some], labels[some], val_features, val_labels) for some in subsets(labels, size)]))
+            float(
+                np.mean(
+                    [error(features[some], labels[some], val_features, val_labels) for some in subsets(labels, size)]
+                )
+            )
             for size in sizes
         ]
     if min(errors) * len(val_labels) < LEAST:

@@ -145,7 +145,9 @@ class Probe:
 
     def predict(self, features: np.ndarray, strength: float) -> Tensor:
         """The scores of other images, float64 `(M, num_classes)`, from their features `(M, F)`."""
-        z = F.pad((torch.from_numpy(features.astype(np.float64)) - self.mean) / self.scale @ self.basis, (0, 1), value=1.0)
+        z = F.pad(
+            (torch.from_numpy(features.astype(np.float64)) - self.mean) / self.scale @ self.basis, (0, 1), value=1.0
+        )
         return z @ (self.targets / self.penalized(strength)[:, None])
 
     def penalized(self, strength: float) -> Tensor:

@@ -114,7 +114,12 @@ def compare(data: dict[str, np.ndarray], noise: list[tuple[str, float, bool]]) -
                 found = reported & wrong  # noqa: B023
                 mended = np.where(found, labels, given)  # noqa: B023
                 row = [reported.sum(), found.sum() / max(1, reported.sum()), found.sum() / max(1, wrong.sum())]  # noqa: B023
-                row += [expected / max(1, found.sum()), average_precision(rank, wrong), test_loss(data, mended), seconds]  # noqa: B023
+                row += [
+                    expected / max(1, found.sum()),
+                    average_precision(rank, wrong),
+                    test_loss(data, mended),
+                    seconds,
+                ]  # noqa: B023
                 rows.setdefault(name, []).append([float(cell) for cell in row])  # noqa: B023
 
             start = time.process_time()

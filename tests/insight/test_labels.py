@@ -17,7 +17,9 @@ def pixels() -> tuple[np.ndarray, np.ndarray]:
     files = sorted(root.glob("*/*.png"))
     images = [np.asarray(Image.open(file).convert("L").resize((14, 14), Image.Resampling.BOX)) for file in files]
     names = sorted({file.parent.name for file in files})
-    return np.stack(images).reshape(len(files), -1).astype(np.float32), np.array([names.index(f.parent.name) for f in files])
+    return np.stack(images).reshape(len(files), -1).astype(np.float32), np.array(
+        [names.index(f.parent.name) for f in files]
+    )
 
 
 def flipped(labels: np.ndarray, share: float, seed: int, num_classes: int = 10) -> np.ndarray:
@@ -147,8 +149,6 @@ def test_one_image_of_a_class_is_not_judged():
     rows = np.flatnonzero((labels != 3) | (np.cumsum(labels == 3) <= 1))
     doubts = doubtful_labels(features[rows], labels[rows], 10)
     assert doubts.wrong[labels[rows] == 3].tolist() == [0]
-
-
 
 
 def test_a_thousand_classes_of_two_images_report_nothing():

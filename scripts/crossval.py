@@ -3,8 +3,8 @@
     python scripts/crossval.py --data.root DIR --folds 5     # each fifth is the test split once
     python scripts/crossval.py --data.root DIR --seeds 3     # the same splits, three times
 
-It takes the options of scripts/train.py. The runs are in lightning_logs/crossval or lightning_logs/seeds, or what --name
-says; the same command goes on where it was stopped.
+It takes the options of scripts/train.py. The runs are in lightning_logs/crossval or lightning_logs/seeds, or what
+--name says; the same command goes on where it was stopped.
 """
 
 import csv

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from project.insight.labels import Probe, finite_rows, one_thread
+from project.insight.probe import Probe, finite_rows, one_thread
 
 PARTS = 6  # nested subsets: all, and 1/sqrt(2) of each before, down to about a sixth
 DRAWS = 2  # of each subset, whose errors are averaged

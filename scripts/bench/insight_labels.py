@@ -10,6 +10,7 @@ its tutorial computes: 5-fold out-of-fold probabilities of a logistic regression
 import argparse
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def features_of(name: str, root: str, size: int, cache: Path) -> dict[str, np.nd
     for split, samples in data.samples.items():
         found[split] = compute_features(trainer, model, data, samples).float().numpy()
         found[f"{split}-labels"] = data.labels(samples).numpy()
-    np.savez(path, **found)
+    np.savez(path, allow_pickle=False, **found)
     return found
 
 
@@ -99,6 +100,25 @@ def test_loss(data: dict[str, np.ndarray], labels: np.ndarray) -> float:
     return torch.nn.functional.cross_entropy(tx @ weight.T + bias, ty).item()
 
 
+def add_row(
+    rows: dict[str, list[list[float]]],
+    data: dict[str, np.ndarray],
+    given: np.ndarray,
+    name: str,
+    reported: np.ndarray,
+    rank: np.ndarray,
+    expected: float,
+    seconds: float,
+) -> None:
+    """Add what a method has found in the given labels, and the test loss once the wrong ones of these are corrected."""
+    wrong = given != data["train-labels"]
+    found = reported & wrong
+    row = [reported.sum(), found.sum() / max(1, reported.sum()), found.sum() / max(1, wrong.sum())]
+    loss = test_loss(data, np.where(found, data["train-labels"], given))
+    row += [expected / max(1, found.sum()), average_precision(rank, wrong), loss, seconds]
+    rows.setdefault(name, []).append([float(cell) for cell in row])
+
+
 def compare(data: dict[str, np.ndarray], noise: list[tuple[str, float, bool]]) -> None:
     """Print a row for each kind of noise and each method: means over the seeds."""
     features, labels, classes = data["train"], data["train-labels"], list(data["classes"])
@@ -110,22 +130,12 @@ def compare(data: dict[str, np.ndarray], noise: list[tuple[str, float, bool]]) -
             given = flipped(labels, share, seed, classes, confusable)
             wrong = given != labels
 
-            def add(name: str, reported: np.ndarray, rank: np.ndarray, expected: float, seconds: float) -> None:
-                found = reported & wrong  # noqa: B023
-                mended = np.where(found, labels, given)  # noqa: B023
-                row = [reported.sum(), found.sum() / max(1, reported.sum()), found.sum() / max(1, wrong.sum())]  # noqa: B023
-                row += [
-                    expected / max(1, found.sum()),
-                    average_precision(rank, wrong),
-                    test_loss(data, mended),
-                    seconds,
-                ]  # noqa: B023
-                rows.setdefault(name, []).append([float(cell) for cell in row])  # noqa: B023
-
             start = time.process_time()
             doubts = doubtful_labels(features, given, len(classes))
             reported = doubts.wrong > 0.5
-            add("ours", reported, doubts.wrong, doubts.wrong[reported].sum(), time.process_time() - start)
+            expected = doubts.wrong[reported].sum()
+            add = partial(add_row, rows, data, given)
+            add("ours", reported, doubts.wrong, expected, time.process_time() - start)
             nothing = np.zeros(len(labels))
             add("(as it is)", nothing > 0, nothing, np.nan, 0)
             add("(all corrected)", wrong, nothing, np.nan, 0)

@@ -7,7 +7,7 @@ import pytest
 from helpers import SAMPLE
 from PIL import Image
 
-from project.insight.labels import Probe, doubtful_labels
+from project.insight.labels import doubtful_labels
 
 
 @cache
@@ -52,34 +52,6 @@ def test_flipped_labels_are_found_and_counted(seed):
     assert (doubts.suggestion != given).all()
 
 
-def refitted(x: np.ndarray, y: np.ndarray, rest: np.ndarray, penalty: float) -> np.ndarray:
-    """Scores of all rows by a ridge regression with a free bias on some rows, `(N, C)`."""
-    mean, bias = x[rest].mean(0), y[rest].mean(0)
-    centred = x[rest] - mean
-    weight = np.linalg.solve(centred.T @ centred + penalty * np.eye(x.shape[1]), centred.T @ (y[rest] - bias))
-    return (x - mean) @ weight + bias
-
-
-@pytest.mark.parametrize("width", [196, 20])  # more features than images, and fewer
-@pytest.mark.parametrize("sizes", [[1], [1, 2, 3], [30]])  # of the groups
-def test_the_closed_form_equals_as_many_fits_as_groups(width, sizes):
-    features, labels = pixels()
-    some = np.random.default_rng(0).choice(len(labels), 60, replace=False)
-    x, y = features[some][:, :width], labels[some] % 3
-    groups = np.repeat(np.arange(60), np.resize(sizes, 60))[:60]
-    probe = Probe(x, np.arange(60), y, groups, 3)
-    z = (x - probe.mean.numpy()) / probe.scale.numpy()
-    for strength in (1.0, 0.01):
-        expected = np.zeros((60, 3))
-        for group in np.unique(groups):
-            penalty = strength * probe.values.mean().item()
-            expected[groups == group] = refitted(z, np.eye(3)[y], groups != group, penalty)[groups == group]
-        found = np.zeros((60, 3))
-        for rows in probe.batches():
-            found[rows.flatten()] = probe.scores(rows, strength).flatten(0, 1)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
 def test_a_copied_wrong_label_does_not_vouch_for_itself():
     features, labels = pixels()
     given = flipped(labels, 0.05, 0)
@@ -106,7 +78,7 @@ def test_the_order_of_images_and_classes_does_not_matter():
 def test_memory_in_blocks_changes_nothing(monkeypatch):
     features, labels = pixels()
     whole = doubtful_labels(features, labels, 10)
-    monkeypatch.setattr("project.insight.labels.BLOCK", 64)
+    monkeypatch.setattr("project.insight.probe.BLOCK", 64)
     np.testing.assert_allclose(doubtful_labels(features, labels, 10).wrong, whole.wrong, atol=1e-5)
 
 

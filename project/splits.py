@@ -121,6 +121,42 @@ def stratified_split(
     return sides
 
 
+def draw_folds(samples: Samples, folds: int, seed: int, groups: Mapping[str, str] | None = None) -> list[int]:
+    """Divide samples into folds of about equal size, each with images of every class.
+
+    Args:
+        samples: The samples.
+        folds: How many, at least 2.
+        seed: Seed of the draw, which is as stable as that of `stratified_split`.
+        groups: Groups by path: the images of a group stay in one fold.
+
+    Returns:
+        The fold of each sample, from 0.
+
+    Raises:
+        UserError: A class has too few images or groups.
+    """
+    unit = [(groups or {}).get(path, path) for path, _ in samples]
+    keys: dict[str, bytes] = {}
+    sizes: dict[str, Counter[str]] = defaultdict(Counter)
+    for (_, label), name, in_draw in zip(samples, unit, names_in_draw(samples, groups or {}), strict=True):
+        keys.setdefault(name, sha256(f"{seed}/{label}/{in_draw}".encode(errors="surrogateescape")).digest())
+        sizes[name][label] += 1
+    total = Counter(label for _, label in samples)
+    have = [Counter[str]() for _ in range(folds)]
+    fold: dict[str, int] = {}
+    for name in sorted(keys, key=lambda name: (-sizes[name].total(), keys[name], name)):
+        of_class = [sum(n * have[k][c] / total[c] for c, n in sizes[name].items()) for k in range(folds)]
+        fold[name] = min(range(folds), key=lambda k: (of_class[k], have[k].total(), k))
+        have[fold[name]] += sizes[name]
+    for label in total:
+        if any(not counts[label] for counts in have):
+            units = len({name for name in fold if sizes[name][label]})
+            what = "groups" if groups else "images"
+            raise UserError(f"{label} has {units} {what}, which do not reach every one of {folds} folds: use fewer")
+    return [fold[name] for name in unit]
+
+
 def names_in_draw(samples: Samples, groups: Mapping[str, str]) -> Iterator[str]:
     """What a file is called in the draw: its name, unless another file of its class has the same.
 

@@ -5,7 +5,7 @@ from hashlib import sha256
 import pytest
 
 from project import UserError
-from project.splits import complete_splits, split_of, stratified_split, what_is_drawn
+from project.splits import complete_splits, draw_folds, split_of, stratified_split, what_is_drawn
 
 
 def test_an_added_file_moves_hardly_any_other():
@@ -91,3 +91,30 @@ def test_with_two_images_a_class_there_are_train_and_val():
         "val": ["a", "b", "c"],
     }
     assert "too few for test" in what_is_drawn({"all": samples}, splits, 0.15, 0.15)
+
+
+def test_folds_hold_every_class_and_keep_groups_together():
+    samples = [(f"{label}{i}.png", label) for label, n in {"a": 53, "b": 10, "c": 5}.items() for i in range(n)]
+    folds = draw_folds(samples, 5, seed=0)
+    for label, n in {"a": 53, "b": 10, "c": 5}.items():
+        sizes = Counter(k for k, (_, of) in zip(folds, samples, strict=True) if of == label)
+        assert len(sizes) == 5 and max(sizes.values()) - min(sizes.values()) <= 1 and sum(sizes.values()) == n
+    assert folds == draw_folds(samples, 5, seed=0) != draw_folds(samples, 5, seed=1)
+    again = dict(zip([path for path, _ in samples[::-1]], draw_folds(samples[::-1], 5, seed=0), strict=True))
+    assert [again[path] for path, _ in samples] == folds  # whatever their order
+    groups = {path: f"patient {i % 17}" for i, (path, label) in enumerate(samples) if label != "c"}
+    of_group = {
+        (groups[path], k)
+        for (path, _), k in zip(samples, draw_folds(samples, 5, 0, groups), strict=True)
+        if path in groups
+    }
+    assert len(of_group) == 17
+
+
+def test_more_folds_than_images_of_a_class():
+    samples = [(f"{label}{i}.png", label) for label, n in {"a": 9, "b": 3}.items() for i in range(n)]
+    with pytest.raises(UserError, match="b has 3 images, which do not reach every one of 4 folds"):
+        draw_folds(samples, 4, seed=0)
+    groups = {path: "one" if path < "a6" else path for path, _ in samples}
+    with pytest.raises(UserError, match="a has 4 groups"):
+        draw_folds(samples, 5, seed=0, groups=groups)

@@ -8,7 +8,11 @@ from project import printable
 
 FOLDS = 5
 BINS = 20  # quantile bins of a number
-THRESHOLD = 0.9  # balanced accuracy out of fold
+THRESHOLD = 0.9  # balanced accuracy out of fold, above which a property gives the class away
+# A cue on a part of a class cannot reach that. So one is reported, too, if more than this share of the class is (out of
+# fold) in bins that hold so many times more of it than of the rest; of classes as they are, at most a third was
+MIN_SHARE = 0.5
+TIMES = 10
 FEW = 10  # images of a class, and of the rest, below which nothing can be said
 TIE = 0.03  # balanced accuracy that a property named earlier may be worse, and is still the one to name
 MAX_WORDS = 1000  # different words, such as of cameras; rarer ones count as one
@@ -62,12 +66,14 @@ def find_cues(properties: dict[str, np.ndarray], labels: np.ndarray, class_names
     judged = (counts >= FEW) & (len(labels) - counts >= FEW)
     order = [*(name for name in NAMES if name in properties), *(name for name in properties if name not in NAMES)]
     bins = {name: _binned(properties[name][seen]) for name in order}
-    accuracy = np.array([_accuracies(codes, labels, counts) for codes in bins.values()])  # (properties, classes)
+    # Each (properties, classes)
+    accuracy, share = np.array([_accuracies(codes, labels, counts) for codes in bins.values()]).transpose(1, 0, 2)
+    accuracy = np.where((accuracy > THRESHOLD) | (share > MIN_SHARE), accuracy, 0)
     cues: list[Cue] = []
     for label in np.flatnonzero(judged):
         best = accuracy[:, label].max(initial=0)
-        if best > THRESHOLD and not (counts.astype(bool).sum() == 2 and cues):  # of two classes, one says it all
-            at = int(np.argmax(accuracy[:, label] > max(best - TIE, THRESHOLD)))
+        if best and not (counts.astype(bool).sum() == 2 and cues):  # of two classes, one says it all
+            at = int(np.argmax(accuracy[:, label] > max(best - TIE, 0)))
             name, mine = order[at], labels == label
             values = properties[name][seen]
             sentence, fits = _described(name, values, mine, class_names[label])
@@ -95,22 +101,25 @@ def _binned(values: np.ndarray) -> np.ndarray:
     return np.where(known, codes, 0)
 
 
-def _accuracies(codes: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Out-of-fold balanced accuracy of each class against the rest by the bin alone, `(C,)`."""
+def _accuracies(codes: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How well the bin alone tells each class from the rest, out of fold: balanced accuracy `(C,)`, share `(C,)`.
+
+    The share is that of the class in bins that hold `TIMES` more of it than of the rest.
+    """
     classes, bins = len(counts), int(codes.max(initial=0)) + 1
     fold = np.random.default_rng(0).integers(FOLDS, size=len(labels))
     table = np.bincount((fold * classes + labels) * bins + codes, minlength=FOLDS * classes * bins)
     table = table.reshape(FOLDS, classes, bins)
-    right, wrong = np.zeros(classes), np.zeros(classes)  # of the class, found; of the rest, taken for it
+    right, wrong, sure = (np.zeros(classes) for _ in range(3))  # of the class found, of the rest taken for it
     for held in table:
         fit = table.sum(axis=0) - held
-        mine, all_ = fit.sum(axis=1, keepdims=True), fit.sum()
-        # A bin belongs to the class if it has the larger share of it than of the rest
-        says = fit / np.maximum(mine, 1) > (fit.sum(axis=0) - fit) / np.maximum(all_ - mine, 1)
-        right += (held * says).sum(axis=1)
-        wrong += ((held.sum(axis=0) - held) * says).sum(axis=1)
-    rest = np.maximum(counts.sum() - counts, 1)
-    return (right / np.maximum(counts, 1) + 1 - wrong / rest) / 2
+        mine = fit.sum(axis=1, keepdims=True)
+        inside, outside = fit / np.maximum(mine, 1), (fit.sum(axis=0) - fit) / np.maximum(fit.sum() - mine, 1)
+        right += (held * (inside > outside)).sum(axis=1)
+        wrong += ((held.sum(axis=0) - held) * (inside > outside)).sum(axis=1)
+        sure += (held * (inside > TIMES * outside)).sum(axis=1)
+    own, rest = np.maximum(counts, 1), np.maximum(counts.sum() - counts, 1)
+    return (right / own + 1 - wrong / rest) / 2, sure / own
 
 
 def _described(name: str, values: np.ndarray, mine: np.ndarray, label: str) -> tuple[str, np.ndarray]:
@@ -139,14 +148,11 @@ def _interval(values: np.ndarray, mine: np.ndarray) -> tuple[np.ndarray, str]:
     """The interval in which most values of the class are and fewest of the rest: which are in it, and its name."""
     inner = values[mine & np.isfinite(values)]
     best: tuple[float, np.ndarray, str] = (-np.inf, ~np.isfinite(values), "unknown")
-    for low, high in ((0, 1), (0.02, 0.98), (0.05, 0.95), (0.1, 0.9)) if len(inner) else ():
+    for low, high in ((0, 1), (0.02, 0.98), (0.05, 0.95), (0.1, 0.9), (0.2, 0.8)) if len(inner) else ():
         low, high = np.quantile(inner, [low, high])
-        between = f"{low:.4g}" if low == high else f"between {low:.4g} and {high:.4g}"
-        for fits, what in (
-            (values >= low, f"{low:.4g} or more"),
-            (values <= high, f"{high:.4g} or less"),
-            ((values >= low) & (values <= high), between),
-        ):
+        between = (values >= low) & (values <= high), f"between {low:.4g} and {high:.4g}"
+        ways = [(values >= low, f"{low:.4g} or more"), (values <= high, f"{high:.4g} or less"), between]
+        for fits, what in [(values == low, f"{low:.4g}")] if low == high else ways:
             score = fits[mine].mean() - fits[~mine].mean()
             if score > best[0] + 0.005:  # an open interval is the simpler one
                 best = (score, fits, what)

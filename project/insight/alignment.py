@@ -30,16 +30,13 @@ class Rough(NamedTuple):
 
     Attributes:
         level: Correlation of details at half the size, float32 `(P,)`.
-        side: Which of the two has the window, int64 `(P,)` of 0 and 1.
-        mirrored: Whether the other one is mirrored, bool `(P,)`.
-        map: Where the other one's pixels are in the window's image, float32 `(P, 2, 3)`: x and y in pixels, from x and
-            y between -1 and 1, and 1.
+        side: Which of the two has the window, int8 `(P,)` of 0 and 1.
+        place: Which template of the other one fits which window: template * windows + window, int16 `(P,)`.
     """
 
     level: np.ndarray
     side: np.ndarray
-    mirrored: np.ndarray
-    map: np.ndarray
+    place: np.ndarray
 
 
 def _blur(width: float) -> np.ndarray:
@@ -105,10 +102,10 @@ def match(grey: np.ndarray, pairs: np.ndarray) -> Rough:
         parts = np.stack([lines @ images @ lines.T for lines in TEMPLATES], axis=1).reshape(len(images), -1, SMALL**2)
         part = np.clip(np.rint(_unit(parts) * SCALE), -127, 127)
         small[start : start + IMAGES] = part.reshape(-1, len(TEMPLATES), SMALL, SMALL)
-    owner, other = pairs.T.ravel(), pairs[:, ::-1].T.ravel()
+    owner, other = pairs.T.astype(np.int32).ravel(), pairs[:, ::-1].T.astype(np.int32).ravel()
     order = np.argsort(owner, kind="stable")
     starts = np.searchsorted(owner[order], np.arange(len(grey) + 1))
-    level, best = np.zeros(len(owner), np.float32), np.zeros(len(owner), np.int64)
+    level, best = np.zeros(len(owner), np.float32), np.zeros(len(owner), np.int16)
     for first in range(0, len(grey), IMAGES):
         if starts[first] < starts[min(first + IMAGES, len(grey))]:
             for number, windows in enumerate(_windows(grey[first : first + IMAGES]), start=first):
@@ -118,10 +115,9 @@ def match(grey: np.ndarray, pairs: np.ndarray) -> Rough:
                 found = (theirs @ windows.T).reshape(len(mine), -1)
                 best[mine], level[mine] = found.argmax(axis=1), found.max(axis=1) / SCALE
     both = level.reshape(2, -1)
-    side = both.argmax(axis=0)
-    chosen = best.reshape(2, -1)[side, np.arange(len(pairs))]
-    template, window = chosen // len(WINDOWS), WINDOWS[chosen % len(WINDOWS)]
-    return Rough(both.max(axis=0), side, template >= len(TEMPLATES), _maps(template % len(TEMPLATES), window))
+    side = both.argmax(axis=0).astype(np.int8)
+    first, second = best.reshape(2, -1)
+    return Rough(both.max(axis=0), side, np.where(side == 0, first, second))
 
 
 def _windows(grey: np.ndarray) -> np.ndarray:
@@ -132,7 +128,10 @@ def _windows(grey: np.ndarray) -> np.ndarray:
 
 
 def _maps(template: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """The maps of `Rough`, if a template (0: the whole, 1: the middle) is laid on a window `(P, 2)`."""
+    """Maps that lay a template (0: the whole, 1: the middle), int64 `(P,)`, on a window, `(P, 2)`.
+
+    A map `(2, 3)` turns x and y, between -1 and 1, and 1 into x and y in pixels.
+    """
     size, offset = LINES[window].transpose(2, 0, 1)  # each (P, 2): of rows, of columns
     maps = np.zeros((len(template), 2, 3), np.float32)
     for axis, line in ((0, 1), (1, 0)):  # x are columns
@@ -154,8 +153,11 @@ def agreement(grey: np.ndarray, pairs: np.ndarray, rough: Rough) -> np.ndarray:
         part = slice(start, start + PAIRS)
         row, side = np.arange(len(pairs[part])), rough.side[part]
         image, other = (details(grey[pairs[part][row, which]]) for which in (side, 1 - side))
-        other = np.where(rough.mirrored[part, None, None], other[..., ::-1], other)
-        result[part] = _fitted(image.reshape(len(row), -1), other.reshape(len(row), -1), rough.map[part])
+        template, window = np.divmod(rough.place[part].astype(np.int64), len(WINDOWS))
+        mirrored, template = np.divmod(template, len(TEMPLATES))
+        other = np.where(mirrored[:, None, None] == 1, other[..., ::-1], other)
+        maps = _maps(template, WINDOWS[window])
+        result[part] = _fitted(image.reshape(len(row), -1), other.reshape(len(row), -1), maps)
     return result
 
 

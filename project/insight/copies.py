@@ -12,7 +12,7 @@ from project.insight.alignment import Rough, agreement, match
 from project.insight.glances import Glances
 from project.insight.neighbours import nearest, reduced
 
-NEIGHBOURS = 5  # of each kind: by features, by hash
+NEIGHBOURS = 5  # of each kind: by features, by hash; twice as many by hash alone
 MIN_ROUGH = 0.6  # rough agreement, below which a pair is not looked at more closely
 CLOSEST = 4  # pairs of an image that are looked at more closely: those that may be copies, and the usual one
 MIN_DETAIL = 0.85  # agreement of the details of copies, at least
@@ -86,10 +86,11 @@ def _near(glances: Glances, features: np.ndarray | None, alone: np.ndarray) -> t
 def _candidates(glances: Glances, features: np.ndarray | None, alone: np.ndarray) -> np.ndarray:
     """The neighbours of each image by features, by hash and by mirrored hash: pairs i < j of places, `(P, 2)`."""
     hashes, number = glances.hashes[alone], len(alone)
-    found = [nearest(hashes, np.concatenate([hashes, glances.mirrored[alone]]), NEIGHBOURS + 1)]
-    if features is not None and features.shape[1]:
+    count = NEIGHBOURS if features is not None else 2 * NEIGHBOURS
+    found = [nearest(hashes, np.concatenate([hashes, glances.mirrored[alone]]), count + 1).astype(np.int32)]
+    if features is not None:
         vectors = reduced(features, alone)
-        found.append(nearest(vectors, vectors, NEIGHBOURS + 1))
+        found.append(nearest(vectors, vectors, count + 1).astype(np.int32))
     other = np.concatenate(found, axis=1)
     own = np.arange(number)[:, None]
     other = np.where(other < 0, own, other % number)

@@ -107,12 +107,14 @@ def cells(folder: Path, target: Path) -> list[str]:
     for xml in sorted((folder / "Annotations").glob("*.xml")):
         image = load_image(folder / "JPEGImages" / f"{xml.stem}.jpg")
         for i, box in enumerate(ET.parse(xml).getroot().iter("object")):
-            corners = [int(float(box.findtext(f"bndbox/{side}", "0"))) for side in ("xmin", "ymin", "xmax", "ymax")]
-            if min(corners[2] - corners[0], corners[3] - corners[1]) < 20:
+            left, top, right, bottom = (
+                int(float(box.findtext(f"bndbox/{side}", "0"))) for side in ("xmin", "ymin", "xmax", "ymax")
+            )
+            if min(right - left, bottom - top) < 20:
                 continue
             path = target / box.findtext("name", "") / f"{xml.stem}-{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            image.crop(corners).save(path)
+            image.crop((left, top, right, bottom)).save(path)
             paths.append(str(path))
     return paths
 
@@ -171,13 +173,15 @@ def show_planted(name: str, paths: list[str], each: int, args: argparse.Namespac
         kind: sum((int(a), len(paths) + i) in pairs for i, a in enumerate(origin) if kinds[i] == kind) / each
         for kind in KINDS
     }
-    print(
-        f"| {name}: {len(paths)} + {len(copies)} | recall {len(pairs & truth) / len(truth):.3f}, others {len(pairs - truth)} | "
-        f"hashes alone: {len(without & truth) / len(truth):.3f}, {len(without - truth)} | "
-        f"{looked - start:.1f} + {end - computed:.1f} s | "
-        f"{', '.join(f'{kind} {value:.2f}' for kind, value in by_kind.items() if value < 1) or 'all kinds 1.00'} |",
-        flush=True,
-    )
+    less = ", ".join(f"{kind} {value:.2f}" for kind, value in by_kind.items() if value < 1)
+    cells = [
+        f"{name}: {len(paths)} + {len(copies)}",
+        f"recall {len(pairs & truth) / len(truth):.3f}, others {len(pairs - truth)}",
+        f"hashes alone: {len(without & truth) / len(truth):.3f}, {len(without - truth)}",
+        f"{looked - start:.1f} + {end - computed:.1f} s",
+        less or "all kinds 1.00",
+    ]
+    print(f"| {' | '.join(cells)} |", flush=True)
     if args.sheets:
         rest = [
             (pair, score)
@@ -191,10 +195,8 @@ def show_planted(name: str, paths: list[str], each: int, args: argparse.Namespac
     if args.peers and len(everything) < 5000:
         plain, both = by_hash(everything, truth, 2)
         recall, false = by_cleanvision(everything, truth)
-        print(
-            f"| {name}, peers | pHash at 2 false {plain:.3f}, with mirrored {both:.3f} | cleanvision {recall:.3f}, {false} false | | |",
-            flush=True,
-        )
+        pair_of_hashes = f"pHash at 2 false {plain:.3f}, with mirrored {both:.3f}"
+        print(f"| {name}, peers | {pair_of_hashes} | cleanvision {recall:.3f}, {false} false | | |", flush=True)
 
 
 def sheet(rows: list[tuple[str, str, str]], target: Path, side: int = 64, columns: int = 10) -> None:

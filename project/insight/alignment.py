@@ -116,8 +116,8 @@ def match(grey: np.ndarray, pairs: np.ndarray) -> Rough:
                 best[mine], level[mine] = found.argmax(axis=1), found.max(axis=1) / SCALE
     both = level.reshape(2, -1)
     side = both.argmax(axis=0).astype(np.int8)
-    first, second = best.reshape(2, -1)
-    return Rough(both.max(axis=0), side, np.where(side == 0, first, second))
+    of_first, of_second = best.reshape(2, -1)
+    return Rough(both.max(axis=0), side, np.where(side == 0, of_first, of_second))
 
 
 def _windows(grey: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ import numpy as np
 
 from project.insight.glances import SIDE
 
-BLUR = 2.0  # pixels: details are what this blur takes away
-SPREAD = 3.0  # pixels over which the contrast is made even: an outline would hide what is inside it
+SMOOTH = 0.5  # pixels of blur, so that an image sampled anew still agrees
+BLUR = 4.0  # pixels: details are what this blur takes away
+SPREAD = 2.0  # pixels over which the contrast is made even: an outline would hide what is inside it
 NOISE = 10.0  # grey levels: contrast well below this stays low
 FLAT = 0.15  # root mean square of details, below which there are none: of 1.5 grey levels
 SMALL = SIDE // 2
@@ -63,7 +64,7 @@ def _grid(step: int) -> tuple[np.ndarray, np.ndarray]:
     return y * SIDE + x, np.concatenate([unit, np.ones((1, len(x)))]).astype(np.float32)
 
 
-BLURS = _blur(BLUR), _blur(SPREAD)
+BLURS = _blur(SMOOTH), _blur(BLUR), _blur(SPREAD)
 LINES = np.array([(size, k * (1 - size) / max(n - 1, 1)) for size, n in SIZES.items() for k in range(n)])
 SAMPLERS = np.stack([_sampler(*line) for line in LINES])
 # Rows and columns of each window, as indices into LINES
@@ -78,9 +79,10 @@ def details(grey: np.ndarray) -> np.ndarray:
     Args:
         grey: uint8 `(N, SIDE, SIDE)`.
     """
-    images = grey.astype(np.float32)
-    images -= BLURS[0] @ images @ BLURS[0].T
-    return images / np.sqrt(BLURS[1] @ images**2 @ BLURS[1].T + NOISE**2)
+    smooth, blur, spread = BLURS
+    images = smooth @ grey.astype(np.float32) @ smooth.T
+    images -= blur @ images @ blur.T
+    return images / np.sqrt(spread @ images**2 @ spread.T + NOISE**2)
 
 
 def _unit(parts: np.ndarray) -> np.ndarray:

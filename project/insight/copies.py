@@ -13,10 +13,10 @@ from project.insight.glances import Glances
 from project.insight.neighbours import nearest, reduced
 
 NEIGHBOURS = 5  # of each kind: by features, by hash
-MIN_ROUGH = 0.5  # rough agreement, below which a pair is not looked at more closely
+MIN_ROUGH = 0.6  # rough agreement, below which a pair is not looked at more closely
 CLOSEST = 4  # pairs of an image that are looked at more closely: those that may be copies, and the usual one
-MIN_DETAIL = 0.8  # agreement of the details of copies, at least
-MIN_RATIO = 1.1  # log((1 - usual) / (1 - detail)) of copies, at least
+MIN_DETAIL = 0.85  # agreement of the details of copies, at least
+MIN_RATIO = 1.4  # log((1 - usual) / (1 - detail)) of copies, at least
 CAP = 0.95  # quantile of all usual levels, above which an image's is not believed: it may have many copies
 
 

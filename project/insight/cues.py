@@ -63,7 +63,7 @@ def find_cues(properties: dict[str, np.ndarray], labels: np.ndarray, class_names
     order = [*(name for name in NAMES if name in properties), *(name for name in properties if name not in NAMES)]
     bins = {name: _binned(properties[name][seen]) for name in order}
     accuracy = np.array([_accuracies(codes, labels, counts) for codes in bins.values()])  # (properties, classes)
-    cues = []
+    cues: list[Cue] = []
     for label in np.flatnonzero(judged):
         best = accuracy[:, label].max(initial=0)
         if best > THRESHOLD and not (counts.astype(bool).sum() == 2 and cues):  # of two classes, one says it all

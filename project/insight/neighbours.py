@@ -11,29 +11,29 @@ BLOCK = 1 << 22  # similarities that are held at once
 GROUP = 32  # of which the largest are found by the largest of each group
 
 
-def reduced(features: np.ndarray, dimensions: int = DIMENSIONS) -> np.ndarray:
-    """The principal components of centred features, each row of length 1: float32 `(N, at most dimensions)`.
+def reduced(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The first `DIMENSIONS` principal components of centred features, each row of length 1: float32 `(n, D)`.
 
     A row that is not finite becomes zero, and is like nothing.
 
     Args:
         features: `(N, F)`, of any float type; read in blocks.
-        dimensions: How many components are kept.
+        rows: Which rows to take, int64 `(n,)`.
     """
-    number, width = features.shape
-    some = np.random.default_rng(0).permutation(number)[:FITTED]
-    sample, finite = _finite(features[np.sort(some)])
+    number, width = len(rows), features.shape[1]
+    some = np.sort(np.random.default_rng(0).permutation(number)[:FITTED])
+    sample, finite = _finite(features[rows[some]])
     mean = sample.sum(axis=0) / max(finite.sum(), 1)
     sample = (sample - mean) * finite[:, None]
-    basis = np.random.default_rng(0).standard_normal((width, min(dimensions, width)), dtype=np.float32)
+    basis = np.random.default_rng(0).standard_normal((width, min(DIMENSIONS, width)), dtype=np.float32)
     for _ in range(ROUNDS):
         basis = np.linalg.qr(sample.T @ (sample @ basis))[0]
     result = np.empty((number, basis.shape[1]), np.float32)
-    rows = max(BLOCK // width, 1)
-    for start in range(0, number, rows):
-        block, finite = _finite(features[start : start + rows])
+    height = max(BLOCK // width, 1)
+    for start in range(0, number, height):
+        block, finite = _finite(features[rows[start : start + height]])
         part = ((block - mean) @ basis) * finite[:, None]
-        result[start : start + rows] = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+        result[start : start + height] = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
     return result
 
 

@@ -52,7 +52,12 @@ figure .missing { display: flex; align-items: center; justify-content: center; c
 figcaption { margin-top: .25rem; overflow-wrap: anywhere; }
 svg { display: block; max-width: 100%; height: auto; }
 svg text { fill: var(--ink); font-size: 13px; font-family: inherit; }
-svg .soft { fill: var(--soft); }
+svg .soft { fill: var(--soft); } svg .line { fill: var(--line); stroke: none; }
+svg polyline { fill: none; } svg polyline.line { fill: none; stroke: var(--line); }
+svg .dot { fill: var(--main); } svg .band { fill: var(--faint); }
+svg .dot.bad { fill: var(--bad); } svg .band.bad { fill: var(--bad); fill-opacity: .3; }
+svg .goal { stroke: var(--soft); stroke-dasharray: 5 4; } svg .whisker, svg .curve { stroke: var(--main); }
+svg .curve, svg .whisker { stroke-width: 2; }
 .charts { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 details { margin: .7rem 0; } summary { cursor: pointer; color: var(--main); }
 .good { color: var(--good); } .bad { color: var(--bad); }

@@ -8,7 +8,7 @@ import pytest
 from project import UserError
 from project.insight.issues import COLUMNS, KINDS, Excluded, Issue, below, read_issues, write_issues
 
-NAMES = ["a.jpg", "=1+1.jpg", "'=1.jpg", "-x.jpg", "<img src=x onerror=alert(1)>.jpg", "a, \"b\";c.jpg"]
+NAMES = ["a.jpg", "=1+1.jpg", "'=1.jpg", "-x.jpg", "<img src=x onerror=alert(1)>.jpg", 'a, "b";c.jpg']
 NAMES += [" blank .jpg", "line\nbreak.jpg", "caf\udce9.jpg", "~/home.jpg", "＝full.jpg", "back\\slash.jpg"]
 
 

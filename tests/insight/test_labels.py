@@ -18,7 +18,9 @@ def pixels() -> tuple[np.ndarray, np.ndarray]:
     files = sorted(root.glob("*/*.png"))
     images = [np.asarray(Image.open(file).convert("L").resize((14, 14), Image.Resampling.BOX)) for file in files]
     names = sorted({file.parent.name for file in files})
-    return np.stack(images).reshape(len(files), -1).astype(np.float32), np.array([names.index(f.parent.name) for f in files])
+    return np.stack(images).reshape(len(files), -1).astype(np.float32), np.array(
+        [names.index(f.parent.name) for f in files]
+    )
 
 
 def flipped(labels: np.ndarray, share: float, seed: int, num_classes: int = 10) -> np.ndarray:

@@ -3,8 +3,8 @@
     python scripts/doctor.py --data.root DIR
     python scripts/train.py --data.root DIR --data.exclude lightning_logs/doctor/data_issues.csv
 
-It takes the options of scripts/train.py; those of the device, the data and the model have an effect. It writes a page to
-look at and a list to edit, and changes nothing about the images.
+It takes the options of scripts/train.py; those of the device, the data and the model have an effect. It writes a page
+to look at and a list to edit, and changes nothing about the images.
 """
 
 import sys
@@ -28,6 +28,7 @@ with quick_imports():
     from project.cli import log, run
     from project.failures import user_errors
     from project.files import check_writable, create_first, numbered
+    from project.insight.data_page import NOTHING
     from project.insight.issues import ISSUES
     from project.runs import Run, start
     from project.trainer import build_trainer
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> Diagnosis:
     if diagnosis is None:
         raise UserError("the data set's doctor has failed, see above")
     if not diagnosis.found:
-        log.info("Data:  nothing was found: no copies, no likely wrong labels, no class that its files give away")
+        log.info(f"Data:  {NOTHING}")
     if diagnosis.left_out:
         log.info(f"Left out: {diagnosis.left_out}")
     log.info(f"Look:  {shortest(folder / PAGE)}")

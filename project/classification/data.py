@@ -250,8 +250,8 @@ class ImageData(ResumableData):
         return torch.tensor([index[label] for _, label in samples])
 
     def use_features(self, features: dict[str, Tensor]) -> None:
-        """From now on, let the loaders of these splits yield the features `(N, F)` of a frozen backbone, in the order of
-        their samples, instead of images."""
+        """From now on, let the loaders of these splits yield the features `(N, F)` of a frozen backbone, in the order
+        of their samples, instead of images."""
         self.features = features
 
     def train_dataloader(self) -> DataLoader:

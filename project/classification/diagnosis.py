@@ -34,7 +34,7 @@ class Diagnosis(NamedTuple):
         expected: How many of the labels that are reported are expected to be wrong.
         accuracy: Share of the labels that a linear probe agrees with, without having seen them; NaN without features.
         counts: Number of images by split.
-        leaked: Of these, those that are copies of an image of an earlier split, test first; without splits that have none.
+        leaked: Of these, those that are copies of an image of an earlier split, test first; only splits that have some.
         examples: By class that a property of the files gives away, an image of it that has the property.
         left_out: What was not looked for, in words.
     """
@@ -58,7 +58,7 @@ class Diagnosis(NamedTuple):
 
 
 class Images(NamedTuple):
-    """The images of all splits, one after another, N in all: paths, splits, and indices of their classes int64 `(N,)`."""
+    """The N images of all splits, one after another: paths, splits, and indices of their classes, int64 `(N,)`."""
 
     paths: list[str]
     splits: list[str]
@@ -85,16 +85,17 @@ def diagnose(
     """Look for copies, wrong labels, properties that give classes away, small classes and extreme files.
 
     Args:
-        features: Of a pretrained network, by split: `(N, F)` in the order of the split's samples, of any float type, NaN
-            where unknown; a split may be missing. None to look for what can be found without.
+        features: Of a pretrained network, by split: `(N, F)` in the order of the split's samples, of any float type,
+            NaN where unknown; a split may be missing. None to look for what can be found without.
         samples: By split.
         class_names: Names of the classes.
         glances: Of all images, split by split; by default they are taken here.
     """
     index = {name: i for i, name in enumerate(class_names)}
-    listed = [(path, split, index[label]) for split, some in samples.items() for path, label in some]
-    paths, splits, labels = ([row[part] for row in listed] for part in range(3))
-    images = Images(paths, splits, np.array(labels, np.int64), class_names)
+    paths = [path for some in samples.values() for path, _ in some]
+    splits = [split for split, some in samples.items() for _ in some]
+    labels = np.array([index[label] for some in samples.values() for _, label in some], np.int64)
+    images = Images(paths, splits, labels, class_names)
     glances = glance(paths) if glances is None else glances
     known = None if features is None else stacked(features, samples)
     copies = find_copies(glances, known)
@@ -110,8 +111,8 @@ def diagnose(
     order = {kind: i for i, kind in enumerate(KINDS)}
     issues.sort(key=lambda issue: order[issue.kind])
     of_split = dict(zip(paths, splits, strict=True))
-    leaked = Counter(of_split[path] for path in {issue.other for issue in issues if issue.kind == "leak"})
-    leaked = {split: leaked[split] for split in reversed(samples) if leaked[split]}
+    copied = Counter(of_split[path] for path in {issue.other for issue in issues if issue.kind == "leak"})
+    leaked = {split: copied[split] for split in reversed(samples) if copied[split]}
     counts = {split: len(some) for split, some in samples.items()}
     examples = {issue.label: path for issue, path in cues}
     return Diagnosis(issues, expected, accuracy, counts, leaked, examples, left_out)
@@ -176,8 +177,8 @@ def of_cues(images: Images, glances: Glances) -> list[tuple[Issue, str]]:
 
 def of_files(images: Images, glances: Glances) -> Iterator[Issue]:
     """Files that are blank, tiny or extremely long."""
-    contrast, colour, aspect, width, height, brightness = (
-        glances.properties[name] for name in ("contrast", "colour", "aspect", "width", "height", "brightness")
+    contrast, aspect, width, height, brightness = (
+        glances.properties[name] for name in ("contrast", "aspect", "width", "height", "brightness")
     )
     side = np.minimum(width, height)
     long = np.maximum(aspect, 1 / np.where(aspect > 0, aspect, np.nan))
@@ -216,10 +217,9 @@ def of_labels(images: Images, features: np.ndarray, groups: np.ndarray) -> tuple
 def of_unlike(images: Images, features: np.ndarray) -> Iterator[Issue]:
     """The images that are the most unlike the rest."""
     finite = np.flatnonzero(finite_rows(features))
-    train = finite[np.array(images.splits)[finite] == "train"]
-    if len(train) < 2:
+    if len(finite) <= UNLIKE:
         return
-    known = Familiarity.fit(features[train], torch.from_numpy(images.labels[train]), len(images.class_names))
+    known = Familiarity.fit(features[finite], torch.from_numpy(images.labels[finite]), len(images.class_names))
     distances = np.asarray(known.distance(features[finite]))
     for place in np.argsort(-distances, kind="stable")[:UNLIKE].tolist():
         yield images.issue("unlike", finite[place], distances[place])

@@ -11,13 +11,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from project import first_line, shortest
+from project import IGNORE, first_line, shortest
 from project.callbacks import run_folder
 from project.classification.data import ImageData
 from project.classification.diagnosis import Diagnosis, diagnose, summary
+from project.classification.evaluation import Evaluation
 from project.classification.head_start import HeadStart, cached_features
 from project.classification.model import ResNetClassifier
-from project.insight.data_page import data_page
+from project.insight.data_page import capital, data_page
 from project.insight.issues import ISSUES, write_issues
 from project.insight.page import write_page
 from project.splits import Samples
@@ -41,7 +42,7 @@ class Doctor(Callback):
     def __init__(self, head_start: HeadStart) -> None:
         self.head_start = head_start
         self.diagnosis: Diagnosis | None = None
-        self.test_features: Tensor | None = None
+        self.of_test: dict[str, Tensor] = {}  # the features of test, if there is such a split
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look, write, and say what was found."""
@@ -75,13 +76,12 @@ class Doctor(Callback):
         found = {"train": in_order(train, of_train, data.samples["train"]), "val": self.head_start.val_features}
         if "test" in data.samples:
             try:
-                self.test_features = cached_features(trainer, model, data, data.samples["test"])
-                found["test"] = self.test_features
+                self.of_test = {"test": cached_features(trainer, model, data, data.samples["test"])}
             except Exception as error:
                 if trainer.world_size > 1:  # the others wait for this process
                     raise
                 log.warning(f"The data set's doctor looks at the test images without features ({first_line(error)})")
-        return found
+        return found | self.of_test
 
 
 def in_order(known: Samples, features: Tensor, samples: Samples) -> Tensor:
@@ -131,7 +131,28 @@ def write(diagnosis: Diagnosis, data: ImageData, folder: Path) -> None:
             f"images, says; it agrees with {diagnosis.accuracy:.0%} of them: {judge}."
         )
     if diagnosis.left_out:
-        facts.append(f"{diagnosis.left_out[0].upper()}{diagnosis.left_out[1:]}.")
+        facts.append(f"{capital(diagnosis.left_out)}.")
     lines = [text for text, _ in summary(diagnosis)]
     content = data_page(name, data.folder, diagnosis.issues, lines, facts, diagnosis.examples)
     write_page(folder / PAGE, content)
+
+
+def without_leaks(evaluation: Evaluation, diagnosis: Diagnosis | None) -> dict[str, Any]:
+    """The top-1 on images that are not copies of training images, with their number, for `metrics.json`; and a line.
+
+    Empty if there are none, or nobody has looked.
+    """
+    leaks = [] if diagnosis is None else diagnosis.of("leak")
+    leaked = {issue.other for issue in leaks if issue.split == "train"}
+    kept = torch.tensor([path not in leaked for path, _ in evaluation.samples][: len(evaluation.predictions.labels)])
+    kept &= evaluation.predictions.labels != IGNORE
+    copies = sum(path in leaked for path, _ in evaluation.samples)
+    if not copies or not kept.any():
+        return {}
+    right = evaluation.predictions.classes[:, 0] == evaluation.predictions.labels
+    top1 = right[kept].double().mean().item()
+    log.info(
+        f"Without the {copies:,} {evaluation.split} images that are copies of training images: top1 {top1:.4f} on "
+        f"{int(kept.sum()):,} images"
+    )
+    return {"top1_without_leaks": top1, "num_samples_without_leaks": int(kept.sum())}

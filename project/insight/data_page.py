@@ -11,11 +11,12 @@ from project.insight.page import Html
 SHOWN = 24  # pictures or pairs of a kind; the rest is in the CSV file
 SIDE = 112  # pixels of a picture
 ROWS = 100  # of a table
+NOTHING = "Nothing was found: no copies, no likely wrong labels, no class that its files give away"
 PAIRS = {
     "leak": (
         "Copies in another split",
-        "The image on the left is in {split}, its copy on the right in another split. A model that has seen one knows the "
-        "other, so that figures on it are too good.",
+        "The image on the left is in {split}, its copy on the right in another split. A model that has seen one knows "
+        "the other, so that figures on it are too good.",
     ),
     "conflict": ("Copies with different labels", "At most one of the two labels is right."),
     "copy": (
@@ -26,8 +27,8 @@ PAIRS = {
 SINGLES = {
     "label": (
         "Likely wrong labels",
-        "A linear classifier on the features of a pretrained network, which has not seen the label of the image, takes it "
-        "for another class. Look at each: it may be a rare, but true member of its class.",
+        "A linear classifier on the features of a pretrained network, which has not seen the label of the image, takes "
+        "it for another class. Look at each: it may be a rare, but true member of its class.",
     ),
     "extreme": ("Blank, tiny or extremely long", "There is little in them that a model could learn."),
     "perhaps": ("Labels that might be wrong", "Suspects, not counted: each of them is more probably right than wrong."),
@@ -52,7 +53,7 @@ def data_page(
         examples: By class, an image of it that has the property which gives it away.
     """
     if lines:
-        first = page.steps(lines)
+        first = page.steps([capital(line) for line in lines])
     else:
         first = page.paragraph(
             "Nothing was found: no copies, no likely wrong labels, no class that its files give away."
@@ -70,8 +71,8 @@ def data_page(
             blocks.append(pictures(kind, some, folder))
     after = page.note(
         f"All of it is in {ISSUES}, a row for each. Nothing has been moved, renamed, deleted or relabelled. To train "
-        f"without the images whose row says yes: --data.exclude {ISSUES}; set rows to no, or remove them, where you know "
-        "better."
+        f"without the images whose row says yes: --data.exclude {ISSUES}. Set rows to no, or remove them, where you "
+        "know better."
     )
     return page.page(f"Data: {name}", page.heading(f"What may be wrong with {name}", *facts), first, after, *blocks)
 
@@ -110,7 +111,7 @@ def captions(issue: Issue, paths: list[str], folder: str) -> Iterator[Html]:
     if issue.kind == "extreme":
         yield page.text(issue.suggestion)
     for path in paths:
-        yield page.tag("span", below(path, folder), class_="note")
+        yield page.tag("small", below(path, folder))
 
 
 def shown(path: str) -> Html | None:
@@ -127,13 +128,13 @@ def cues(issues: list[Issue], folder: str, examples: dict[str, str]) -> Html:
     for issue in issues[:SHOWN]:
         paths = [path for path in (examples.get(issue.label), issue.other) if path]
         rate = f"This alone tells {issue.label} from the rest with an accuracy of {issue.score:.0%}."
-        named = [page.tag("span", below(path, folder), class_="note") for path in paths]
+        named = [page.tag("small", below(path, folder)) for path in paths]
         figures.append(
             page.picture([shown(path) for path in paths], page.tag("strong", issue.suggestion), rate, *named)
         )
     text = (
-        "A model may learn this in place of what the images show, and fail on images without it. Where it comes from how "
-        "the images were made, photograph or save them alike. The left image is of the class, the right one of another."
+        "A model may learn this in place of what the images show, and fail on images without it. Where it comes from "
+        "how the images were made, photograph or save them alike. The left image is of the class, the right one is not."
     )
     return page.section("The files give the class away", page.paragraph(text), page.grid(figures))
 
@@ -144,3 +145,8 @@ def small_classes(issues: list[Issue]) -> Html:
     text = page.paragraph("So few images show little of what a class can look like; their figures are uncertain, too.")
     table = page.table(["class", "images in train"], rows, numbers=[1])
     return page.section("Classes with few images", text, table, more(len(issues) - ROWS))
+
+
+def capital(sentence: str) -> str:
+    """The sentence with a capital at its start."""
+    return sentence[:1].upper() + sentence[1:]

@@ -128,8 +128,8 @@ def _rows(reader: Iterator[list[str]], name: str, folder: str) -> Iterator[Issue
         except ValueError as error:
             raise UserError(f"{where}: score is {row['score']!r}, not a number") from error
         paths = (within(row["path"], folder), within(row["other"], folder))
-        words = [_plain(row[column]) for column in ("split", "label", "suggestion")]
-        yield Issue(row["kind"], paths[0], *words[:2], score, paths[1], words[2], answer == "yes")
+        split, label, suggestion = (_plain(row[column]) for column in ("split", "label", "suggestion"))
+        yield Issue(row["kind"], paths[0], split, label, score, paths[1], suggestion, answer == "yes")
 
 
 def _plain(cell: str) -> str:

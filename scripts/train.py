@@ -127,8 +127,14 @@ def evaluate_best(
         summary: dict[str, Any] = {}
         evaluations = evaluate(trainer, model, data, list(dict.fromkeys(("val", data.test_split))))
         if evaluations:  # not with --limit_test_batches 0
-            more = origin(checkpoint, data.root) | without_leaks(evaluations[-1], doctor.diagnosis)
-            summary = save(trainer, evaluations, data, this.folder, more)
+            leaks = without_leaks(evaluations[-1], doctor.diagnosis)
+            summary = save(trainer, evaluations, data, this.folder, origin(checkpoint, data.root) | leaks)
+            if leaks:
+                log.info(
+                    "Unleaked:    top1 {:.4f} on the {:,} images that are no copies of training images".format(
+                        *leaks.values()
+                    )
+                )
     if this.folder is None:
         return summary
     if summary:

@@ -138,7 +138,7 @@ def write(diagnosis: Diagnosis, data: ImageData, folder: Path) -> None:
 
 
 def without_leaks(evaluation: Evaluation, diagnosis: Diagnosis | None) -> dict[str, Any]:
-    """The top-1 on images that are not copies of training images, with their number, for `metrics.json`; and a line.
+    """The top-1 on images that are not copies of training images, with their number, for `metrics.json`.
 
     Empty if there are none, or nobody has looked.
     """
@@ -146,13 +146,8 @@ def without_leaks(evaluation: Evaluation, diagnosis: Diagnosis | None) -> dict[s
     leaked = {issue.other for issue in leaks if issue.split == "train"}
     kept = torch.tensor([path not in leaked for path, _ in evaluation.samples][: len(evaluation.predictions.labels)])
     kept &= evaluation.predictions.labels != IGNORE
-    copies = sum(path in leaked for path, _ in evaluation.samples)
-    if not copies or not kept.any():
+    if not kept.any() or not any(path in leaked for path, _ in evaluation.samples):
         return {}
     right = evaluation.predictions.classes[:, 0] == evaluation.predictions.labels
     top1 = right[kept].double().mean().item()
-    log.info(
-        f"Without the {copies:,} {evaluation.split} images that are copies of training images: top1 {top1:.4f} on "
-        f"{int(kept.sum()):,} images"
-    )
     return {"top1_without_leaks": top1, "num_samples_without_leaks": int(kept.sum())}

@@ -135,10 +135,10 @@ class ImageData(ResumableData):
         self.check_options(**options)
         assert root is not None
         self.root, self.balance, self.bad_images, self.doctor = expanded(root), balance, bad_images, doctor
-        self.folder = self.root if os.path.isdir(self.root) else os.path.dirname(os.path.abspath(self.root))
-        self.excluded = Excluded(exclude and expanded(exclude), self.folder)
-        self.features: dict[str, Tensor] = {}  # by split, see `use_features`
         self.fractions = (val_fraction, test_fraction)
+        self.folder = self.root if os.path.isdir(self.root) else os.path.dirname(os.path.abspath(self.root))
+        self.features: dict[str, Tensor] = {}  # by split, see `use_features`
+        self.excluded = Excluded(exclude and expanded(exclude), self.folder)
         listed, self.complete = self.find(class_names, path_column, label_column, split_seed)
         drawn = listed if class_names else self.draw(listed)
         self.preprocessing = fit_preprocessing(preprocessing, image_size, drawn.get("train", []), fit)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import train
 import yaml
-from helpers import WEIGHTS, last_of, make_data, run_train
+from helpers import COLOURS, WEIGHTS, last_of, make_data, run_train, save_image
 
 from project.classification import doctor
 from project.classification.diagnosis import diagnose

@@ -133,8 +133,7 @@ class ImageData(ResumableData):
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(batch_size, num_workers)
         self.check_options(**options)
-        assert root is not None
-        self.root, self.balance, self.bad_images, self.doctor = expanded(root), balance, bad_images, doctor
+        self.root, self.balance, self.bad_images, self.doctor = expanded(root or ""), balance, bad_images, doctor
         self.fractions = (val_fraction, test_fraction)
         self.folder = self.root if os.path.isdir(self.root) else os.path.dirname(os.path.abspath(self.root))
         self.features: dict[str, Tensor] = {}  # by split, see `use_features`

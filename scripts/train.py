@@ -24,6 +24,7 @@ with quick_imports():
     from project.classification.averaging import average_with_head_start, what_it_is
     from project.classification.data import ImageData
     from project.classification.distillation import find_teacher, keep_head, own_model
+    from project.classification.doctor import Doctor, without_leaks
     from project.classification.evaluation import evaluate, save
     from project.classification.head_start import HeadStart
     from project.classification.model import ResNetClassifier, has_head_start
@@ -50,12 +51,13 @@ def main(argv: list[str] | None = None) -> Trained:
     """Train and evaluate. Raises `UserError`."""
     with start(__doc__, ImageData, ResNetClassifier, SAMPLE, argv) as this:
         head_start = HeadStart()
-        trainer = make_trainer(this.options.monitor, [head_start, Pictures()], **this.trainer)
+        doctor = Doctor(head_start)
+        trainer = make_trainer(this.options.monitor, [head_start, doctor, Pictures()], **this.trainer)
         data, model = build(this, trainer)
         metrics: dict[str, Any] = {}
         if fit(trainer, model, data, this):
             average_with_head_start(trainer, data)
-            metrics = evaluate_best(trainer, model, data, this, head_start)
+            metrics = evaluate_best(trainer, model, data, this, doctor)
         return trained_run(this.folder or this.resumed_folder, metrics)
 
 
@@ -103,7 +105,7 @@ def train(root: str | Path | None = None, **options: Any) -> Trained:
 
 
 def evaluate_best(
-    trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, head_start: HeadStart
+    trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, doctor: Doctor
 ) -> dict[str, Any]:
     """Evaluate the best checkpoint, save the results in the run folder, and log what to do next.
 
@@ -112,20 +114,27 @@ def evaluate_best(
     """
     best = best_of(trainer)
     data.choose_test_split("test")
-    checkpoint = None
+    checkpoint, head_start = None, doctor.head_start
     if best:  # as a new module, because FSDP keeps the parameters of the trained one
         checkpoint = load_checkpoint(best.best_model_path)
         model = load_model(checkpoint, ResNetClassifier)
         score = float(best.best_model_score or 0)
         log.info(outcome(trainer.current_epoch, checkpoint.content, str(best.monitor), score, head_start.val_metrics))
         if checkpoint.content["global_step"] == 0 and head_start.val_features is not None:
-            data.use_features({"val": head_start.val_features})
+            data.use_features({"val": head_start.val_features, **doctor.of_test})
     trainer.enable_autolog_hparams = False  # some loggers reject a second, different set, such as the reloaded one
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
         summary: dict[str, Any] = {}
         evaluations = evaluate(trainer, model, data, list(dict.fromkeys(("val", data.test_split))))
         if evaluations:  # not with --limit_test_batches 0
-            summary = save(trainer, evaluations, data, this.folder, origin(checkpoint, data.root))
+            leaks = without_leaks(evaluations[-1], doctor.diagnosis)
+            summary = save(trainer, evaluations, data, this.folder, origin(checkpoint, data.root) | leaks)
+            if leaks:
+                log.info(
+                    "Unleaked:    top1 {:.4f} on the {:,} images that are no copies of training images".format(
+                        *leaks.values()
+                    )
+                )
     if this.folder is None:
         return summary
     if summary:

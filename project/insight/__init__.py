@@ -1,0 +1,1 @@
+"""What the data and the model are like: knows features, labels and files, but no task."""

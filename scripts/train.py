@@ -24,6 +24,7 @@ with quick_imports():
     from project.classification.averaging import average_with_head_start, what_it_is
     from project.classification.data import ImageData
     from project.classification.distillation import find_teacher, keep_head, own_model
+    from project.classification.doctor import Doctor
     from project.classification.evaluation import evaluate, save
     from project.classification.head_start import HeadStart
     from project.classification.model import ResNetClassifier, has_head_start
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None) -> Trained:
     """Train and evaluate. Raises `UserError`."""
     with start(__doc__, ImageData, ResNetClassifier, SAMPLE, argv) as this:
         head_start = HeadStart()
-        trainer = make_trainer(this.options.monitor, [head_start, Pictures()], **this.trainer)
+        doctor = Doctor(head_start)
+        trainer = make_trainer(this.options.monitor, [head_start, doctor, Pictures()], **this.trainer)
         data, model = build(this, trainer)
         metrics: dict[str, Any] = {}
         if fit(trainer, model, data, this):

@@ -47,6 +47,7 @@ class HeadStart(Callback):
 
     def __init__(self) -> None:
         self.val_features: Tensor | None = None  # (M, F), from the backbone that the head was fitted on
+        self.train: tuple[Samples, Tensor] | None = None  # the training images that it had the features `(N, F)` of
         self.val_metrics: dict[str, Tensor] = {}
         self.scale = 1.0
 
@@ -72,6 +73,7 @@ class HeadStart(Callback):
         train = [] if model.keeps_head else train  # nothing is fitted
         features = cached_features(trainer, model, data, train + data.samples["val"])
         of_train, self.val_features = features[: len(train)], features[len(train) :]
+        self.train = (train, of_train) if train else None
         if frozen:
             data.use_features({"train": of_train, "val": self.val_features})
             log.info("Frozen backbone: all epochs use its features of the images, without augmentation")

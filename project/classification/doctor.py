@@ -1,0 +1,137 @@
+"""The doctor of a data set within a training run: what may be wrong with it, before the first step."""
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from project import first_line, shortest
+from project.callbacks import run_folder
+from project.classification.data import ImageData
+from project.classification.diagnosis import Diagnosis, diagnose, summary
+from project.classification.head_start import HeadStart, cached_features
+from project.classification.model import ResNetClassifier
+from project.insight.data_page import data_page
+from project.insight.issues import ISSUES, write_issues
+from project.insight.page import write_page
+from project.splits import Samples
+
+log = logging.getLogger(__name__)
+
+MAX_UNASKED = 100_000  # images, which take minutes
+PAGE = "data_report.html"
+FAIR = 0.7  # share of the labels that a classifier agrees with, below which it can judge few of them
+
+
+class Doctor(Callback):
+    """After the head start, whose features it uses, look for what may be wrong with the images.
+
+    Training goes on with the same numbers as without it, and whatever fails here is a warning.
+
+    Args:
+        head_start: Its `setup` must come before.
+    """
+
+    def __init__(self, head_start: HeadStart) -> None:
+        self.head_start = head_start
+        self.diagnosis: Diagnosis | None = None
+        self.test_features: Tensor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look, write, and say what was found."""
+        model, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(model, ResNetClassifier) and isinstance(data, ImageData)
+        train, self.head_start.train = self.head_start.train, None
+        if stage != "fit" or data.doctor is False or not self.is_wanted(data, train is not None):
+            return
+        assert train is not None
+        with isolate_rng():
+            features = self.features(trainer, model, data, *train)
+            if trainer.is_global_zero:
+                self.diagnosis = examine(data, features, run_folder(trainer))
+            trainer.strategy.barrier()
+
+    def is_wanted(self, data: ImageData, has_features: bool) -> bool:
+        """Whether to look at all; if it was asked for and cannot be done, it is said why."""
+        number = sum(len(samples) for samples in data.samples.values())
+        if data.doctor is None and number > MAX_UNASKED and has_features:
+            log.info(f"The data set's doctor has not looked at {number:,} images unasked (--data.doctor true)")
+            return False
+        if data.doctor and not has_features:
+            log.warning("The data set's doctor uses the features of the head start, which there is not: left out")
+        return has_features
+
+    def features(
+        self, trainer: Trainer, model: ResNetClassifier, data: ImageData, train: Samples, of_train: Tensor
+    ) -> dict[str, Tensor]:
+        """The features of all splits, of which those of test are computed: by all processes together."""
+        assert self.head_start.val_features is not None
+        found = {"train": in_order(train, of_train, data.samples["train"]), "val": self.head_start.val_features}
+        if "test" in data.samples:
+            try:
+                self.test_features = cached_features(trainer, model, data, data.samples["test"])
+                found["test"] = self.test_features
+            except Exception as error:
+                if trainer.world_size > 1:  # the others wait for this process
+                    raise
+                log.warning(f"The data set's doctor looks at the test images without features ({first_line(error)})")
+        return found
+
+
+def in_order(known: Samples, features: Tensor, samples: Samples) -> Tensor:
+    """The features `(N, F)` of samples, of which some are known: NaN for the others."""
+    if len(known) == len(samples):
+        return features
+    place = {path: i for i, (path, _) in enumerate(known)}
+    found = torch.full((len(samples), features.shape[1]), math.nan)
+    rows = [(i, place[path]) for i, (path, _) in enumerate(samples) if path in place]
+    here, there = torch.tensor(rows).T
+    found[here] = features[there].float()
+    return found
+
+
+def examine(data: ImageData, features: dict[str, Any] | None, folder: Path | None) -> Diagnosis | None:
+    """Diagnose the data, write the results into a folder, and log what was found. Whatever fails is a warning."""
+    try:
+        diagnosis = diagnose(features, data.samples, data.class_names)
+    except Exception as error:
+        log.warning(f"The data set's doctor has failed, and is left out: {type(error).__name__}: {first_line(error)}")
+        return None
+    lines = summary(diagnosis)
+    width = max((len(text) for text, _ in lines), default=0)
+    for i, (text, kind) in enumerate(lines):
+        log.info(f"{'Data:' if i == 0 else '     '}  {text:<{width}}  {kind}")
+    if folder is not None:
+        try:
+            write(diagnosis, data, folder)
+        except OSError as error:
+            log.warning(f"The data set's doctor cannot write to {shortest(folder)} ({error.strerror}): left out")
+        else:
+            if lines:
+                log.info(f"       -> {shortest(folder / PAGE)}")
+    return diagnosis
+
+
+def write(diagnosis: Diagnosis, data: ImageData, folder: Path) -> None:
+    """Write `data_issues.csv` and `data_report.html`. Raises `OSError`."""
+    write_issues(folder / ISSUES, diagnosis.issues, data.folder)
+    name = os.path.basename(os.path.abspath(data.root))
+    images = ", ".join(f"{count:,} {split}" for split, count in diagnosis.counts.items())
+    facts = [f"{shortest(data.root)}: {len(data.class_names):,} classes; {images} images."]
+    if not math.isnan(diagnosis.accuracy):
+        judge = "it can judge few labels" if diagnosis.accuracy < FAIR else "a fair judge of labels"
+        facts.append(
+            "Each label was compared with what a linear classifier on the network's features, fitted to all other "
+            f"images, says; it agrees with {diagnosis.accuracy:.0%} of them: {judge}."
+        )
+    if diagnosis.left_out:
+        facts.append(f"{diagnosis.left_out[0].upper()}{diagnosis.left_out[1:]}.")
+    lines = [text for text, _ in summary(diagnosis)]
+    content = data_page(name, data.folder, diagnosis.issues, lines, facts, diagnosis.examples)
+    write_page(folder / PAGE, content)

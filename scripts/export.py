@@ -31,6 +31,7 @@ with quick_imports():
 
     from project import INFINITY, UserError, as_utf8, check_ranges, num_cores, shortest
     from project.checkpoint import Checkpoint, load_model, open_checkpoint
+    from project.classification.confidence import confidence_of
     from project.classification.data import ImageData, data_of
     from project.classification.export import Export, temperature_of
     from project.classification.model import ResNetClassifier
@@ -163,7 +164,10 @@ def make_files(
     """
     identity = {"arch": model.hparams["arch"], "checkpoint_sha256": sha256(checkpoint.path)}
     identity["threshold"] = args.threshold
-    args.temperature = model.temperature if args.temperature is None else args.temperature
+    if args.temperature is None:
+        args.temperature = model.temperature
+        confidence = confidence_of(checkpoint)
+        identity["promises"] = confidence.promises if confidence else []
     model.temperature = 1.0  # from here on it is in the graph
     if args.temperature == "fit":
         args.temperature = temperature_of(model, data)

@@ -22,6 +22,7 @@ with quick_imports():
     from project.backbones import fit_image_size, make_net
     from project.checkpoint import load_checkpoint, load_model
     from project.classification.averaging import average_with_head_start, what_it_is
+    from project.classification.confidence import learn_confidence
     from project.classification.data import ImageData
     from project.classification.distillation import find_teacher, keep_head, own_model
     from project.classification.doctor import Doctor
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> Trained:
         metrics: dict[str, Any] = {}
         if fit(trainer, model, data, this):
             average_with_head_start(trainer, data)
+            learn_confidence(trainer, data)
             metrics = evaluate_best(trainer, model, data, this, head_start)
         return trained_run(this.folder or this.resumed_folder, metrics)
 

@@ -149,8 +149,9 @@ class ResNetClassifier(Scored):
         find_architecture(options["arch"])
         if options.get("teacher") is not None and options["fine_tune"] == "head":
             raise UserError("--model.teacher: it teaches all layers; use --model.fine_tune full")
-        if not isinstance(options.get("temperature", 1.0), float) or not 0.01 <= options.get("temperature", 1.0) <= 100:
-            raise UserError(f"the temperature of the model is {options['temperature']!r}, not a number from 0.01 to 100")
+        temperature = options.get("temperature", 1.0)
+        if not isinstance(temperature, float) or not 0.01 <= temperature <= 100:
+            raise UserError(f"the model's temperature is {temperature!r:.40}, not a number from 0.01 to 100")
         if "preprocessing" in options:
             check_preprocessing(options["preprocessing"])
             normalization(options["preprocessing"])
@@ -234,7 +235,7 @@ class ResNetClassifier(Scored):
         self.val_metrics.update(self(images), labels)
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> tuple[Tensor, Tensor, Any]:
-        """Probabilities, float32 `(B, num_classes)`, features, `(B, F)`, and what the loader returned with the images."""
+        """Probabilities, float32 `(B, num_classes)`, features `(B, F)`, and what the loader returned with the images."""
         images, notes = batch
         features = self.features(images)
         return self(features).softmax(dim=1), features, notes

@@ -15,6 +15,7 @@ import numpy as np
 
 from project import UserError, first_line, num_cores, printable
 from project.answers import check_finite
+from project.insight.calibration import Promises, is_promises
 from project.onnx_files import OnnxFile, read_onnx
 from project.preprocessing import Preprocessing, check_preprocessing
 
@@ -42,6 +43,7 @@ class Exported:
         class_names: In the order of the outputs.
         preprocessing: How images are prepared.
         threshold: Below this probability of the first class, the answer is `unsure`; None if none was chosen.
+        promises: See `project.insight.calibration.promises_of`; none if it was exported without.
         precision: `fp32` or `int8`: that of the arithmetic.
         metadata: All of the file's metadata, as text.
         sha256: Of what was loaded: the file may be replaced later.
@@ -68,6 +70,7 @@ class Exported:
         self.class_names: list[str] = self._from_metadata("class_names", list)
         self.preprocessing: Preprocessing = self._from_metadata("preprocessing", dict)  # type: ignore[assignment]
         self.threshold: float | None = self._from_metadata("threshold", float | int | None)
+        self.promises: Promises = self._from_metadata("promises", list) if "promises" in self.metadata else []
         self.precision = file.metadata.get("precision", "")
         self._check_metadata()
         size = self.preprocessing["crop_size"]
@@ -107,6 +110,8 @@ class Exported:
             raise self._lies("class_names")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise self._lies("threshold")
+        if not is_promises(self.promises):
+            raise self._lies("promises")
         if self.precision not in ("fp32", "int8"):
             raise self._lies("precision")
         try:

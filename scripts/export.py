@@ -31,6 +31,7 @@ with quick_imports():
 
     from project import INFINITY, UserError, as_utf8, check_ranges, num_cores, shortest
     from project.checkpoint import Checkpoint, load_model, open_checkpoint
+    from project.classification.confidence import confidence_of
     from project.classification.data import ImageData, data_of
     from project.classification.export import Export, temperature_of
     from project.classification.model import ResNetClassifier
@@ -91,9 +92,8 @@ def make_parser() -> Parser:
     parser.add_argument("--max_drop", type=float, default=0.01, help="how much of the top-1 int8 may lose")
     parser.add_argument(
         "--temperature",
-        type=float | Literal["fit"],
-        default=1.0,
-        help="what the logits are divided by; `fit`: so that the probabilities are honest on the val images",
+        type=float | Literal["fit"] | None,
+        help="what the logits are divided by (default: as the checkpoint says); `fit`: as the val images suggest",
     )
     parser.add_argument("--threshold", type=float | None, help="answers that are less probable are `unsure`")
     parser.add_argument("--reduce_range", type=bool, default=False, help="7-bit weights, for CPUs without VNNI")
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> Path:
     """Export a checkpoint, print what it costs, and return the folder. Raises `UserError`."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     check_ranges("", RANGES, vars(args))
-    if args.temperature != "fit":
+    if args.temperature not in (None, "fit"):
         check_ranges("", {"temperature": (0.01, 100)}, vars(args))
     if args.output:
         check_unused(Path(args.output), "--output", FILES)
@@ -164,6 +164,11 @@ def make_files(
     """
     identity = {"arch": model.hparams["arch"], "checkpoint_sha256": sha256(checkpoint.path)}
     identity["threshold"] = args.threshold
+    if args.temperature is None:
+        args.temperature = model.temperature
+        confidence = confidence_of(checkpoint)
+        identity["promises"] = confidence.promises if confidence else []
+    model.temperature = 1.0  # from here on it is in the graph
     if args.temperature == "fit":
         args.temperature = temperature_of(model, data)
     limits = (args.calibration_images, args.certificate_images)

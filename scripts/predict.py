@@ -26,9 +26,10 @@ with quick_imports():
     from project.failures import user_errors
     from project.files import write_csv
     from project.images import load_for_evaluation
+    from project.insight.calibration import Promises, promise_for
     from project.listing import check_regular, expanded, list_images, passed_over
 
-RANGES = {"top_k": (1, INFINITY), "batch_size": (1, INFINITY), "num_workers": (0, INFINITY)}
+RANGES = {"unsure": (0.5, 0.99), "top_k": (1, INFINITY), "batch_size": (1, INFINITY), "num_workers": (0, INFINITY)}
 
 
 class Model(NamedTuple):
@@ -37,12 +38,35 @@ class Model(NamedTuple):
     Attributes:
         class_names: In the order of the outputs.
         threshold: Below this probability of the first class, the answer is `unsure`; None if there is none.
-        classify: From N paths to probabilities, float32 `(N, C)`, and to why each file could not be read, or "".
+        promises: See `project.insight.calibration.promises_of`.
+        classify: From N paths to probabilities, float32 `(N, C)`; to the share of the validation images that are more
+            like the training images, `(N,)`, if that is known; and to why each file could not be read, or "".
     """
 
     class_names: list[str]
     threshold: float | None
-    classify: Callable[[list[str]], tuple[np.ndarray, list[str]]]
+    promises: Promises
+    classify: Callable[[list[str]], tuple[np.ndarray, np.ndarray | None, list[str]]]
+
+
+class Answers(NamedTuple):
+    """What is written for N files; lists of N, but for the threshold.
+
+    Attributes:
+        paths: The files.
+        names: The most probable classes of each, the first of them first.
+        values: Their probabilities.
+        unlike: As `Model.classify` returns it.
+        errors: Likewise.
+        threshold: As in `Model`.
+    """
+
+    paths: list[str]
+    names: list[list[str]]
+    values: list[list[float]]
+    unlike: list[float] | None
+    errors: list[str]
+    threshold: float | None
 
 
 def make_parser() -> Parser:
@@ -52,6 +76,11 @@ def make_parser() -> Parser:
     parser.add_argument("images", nargs="+", type=str, metavar="IMAGE_OR_DIR", help="image files, or folders of images")
     parser.add_argument("--output", type=str | None, help="CSV file to write (default: print)")
     parser.add_argument("--top_k", type=int, default=3, help="number of classes to name, most probable first")
+    parser.add_argument(
+        "--unsure",
+        type=float | None,
+        help="answer only where, on the validation images, this share of the answers was right, such as 0.95",
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="images per step")
     parser.add_argument("--num_workers", type=int | None, help="data workers (default: one per core, at most 8)")
     return parser
@@ -62,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     check_ranges("", RANGES, vars(args))
     model = exported_model(args) if is_exported(args) else trained_model(args)
+    threshold = model.threshold if args.unsure is None else threshold_for(args.ckpt, model.promises, args.unsure)
     paths = find_images(args.images)
     if args.output and os.path.realpath(args.output) in map(os.path.realpath, paths):
         raise UserError(f"--output {args.output} is one of the images")
@@ -70,15 +100,16 @@ def main(argv: list[str] | None = None) -> None:
         check_output(args.output)
 
     with user_errors(args.batch_size, options="--"):
-        probabilities, errors = model.classify(paths)
+        probabilities, unlike, errors = model.classify(paths)
     check_finite(probabilities)
     values, classes = most_probable(probabilities, args.top_k)
     names = [[model.class_names[i] for i in row] for row in classes.tolist()]
+    answers = Answers(paths, names, values.tolist(), None if unlike is None else unlike.tolist(), errors, threshold)
     if args.output:
         with user_errors(args.batch_size, options="--"):
-            write_csv(args.output, table(paths, names, values.tolist(), errors, model.threshold))
+            write_csv(args.output, table(answers))
     else:
-        write_lines(sys.stdout, paths, names, values.tolist(), errors, model.threshold)
+        write_lines(sys.stdout, answers)
 
     if args.output:
         log.info(f"Written: {args.output}")
@@ -96,14 +127,16 @@ def trained_model(args: Any) -> Model:
         from torch.utils.data import DataLoader
 
         from project.checkpoint import load_model, open_checkpoint
+        from project.classification.confidence import confidence_of
         from project.classification.datasets import FileDataset
         from project.classification.model import ResNetClassifier
         from project.loading import default_workers
         from project.trainer import inference_trainer
 
-    model = load_model(open_checkpoint(args.ckpt, args.default_root_dir), ResNetClassifier)
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
+    model, confidence = load_model(checkpoint, ResNetClassifier), confidence_of(checkpoint)
 
-    def classify(paths: list[str]) -> tuple[np.ndarray, list[str]]:
+    def classify(paths: list[str]) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
         loader = DataLoader(
             FileDataset(paths, model.hparams["preprocessing"]),
             batch_size=args.batch_size,
@@ -111,9 +144,12 @@ def trained_model(args: Any) -> Model:
         )
         batches = inference_trainer(args).predict(model, loader) or []
         probabilities = torch.cat([batch[0] for batch in batches]).cpu().numpy()
-        return probabilities, [error for batch in batches for error in batch[1]]
+        unlike = None
+        if confidence is not None:
+            unlike = torch.cat([confidence.unlike(batch[1]) for batch in batches]).numpy()
+        return probabilities, unlike, [error for batch in batches for error in batch[2]]
 
-    return Model(model.class_names, None, classify)
+    return Model(model.class_names, None, confidence.promises if confidence else [], classify)
 
 
 def exported_model(args: Any) -> Model:
@@ -128,7 +164,7 @@ def exported_model(args: Any) -> Model:
         except BadImage as error:
             return np.zeros((size, size, 3), np.uint8), str(error).removeprefix(f"{path}: ")
 
-    def classify(paths: list[str]) -> tuple[np.ndarray, list[str]]:
+    def classify(paths: list[str]) -> tuple[np.ndarray, None, list[str]]:
         threads = min(8, num_cores()) if args.num_workers is None else args.num_workers
         found = in_threads(read, paths, max(threads, 1), 2 * args.batch_size)
         probabilities: list[np.ndarray] = []
@@ -137,9 +173,9 @@ def exported_model(args: Any) -> Model:
             images, reasons = zip(*batch, strict=True)
             probabilities.append(model(np.stack(images)))
             errors += reasons
-        return np.concatenate(probabilities), errors
+        return np.concatenate(probabilities), None, errors
 
-    return Model(model.class_names, model.threshold, classify)
+    return Model(model.class_names, model.threshold, model.promises, classify)
 
 
 def in_threads(function: Callable[[str], Any], items: Iterable[str], threads: int, ahead: int) -> Iterator[Any]:
@@ -181,36 +217,45 @@ def check_output(path: str) -> None:
         raise UserError(f"cannot write {path} ({error.strerror})") from error
 
 
-def table(
-    paths: list[str], names: list[list[str]], values: list[list[float]], errors: list[str], threshold: float | None
-) -> Iterator[list[str]]:
+def threshold_for(path: str, promises: Promises, wanted: float) -> float:
+    """The confidence from which on a model keeps a promise. Raises `UserError` if there is none."""
+    if not promises:
+        raise UserError(f"--unsure: {path} knows no such shares: train it, or export it from a checkpoint, once more")
+    if (row := promise_for(promises, wanted)) is None:
+        most = f"at most {promises[-1][0]:g} were right, however sure the answers"
+        raise UserError(f"--unsure {wanted:g}: on the validation images, {most}")
+    _, threshold, answered, right = row
+    log.info(f"Sure from {threshold:.3f} on: {right:.0f} of {answered:.0f} such validation images were right")
+    return threshold
+
+
+def table(answers: Answers) -> Iterator[list[str]]:
     """Rows of the columns `path,label,probability,label_2,probability_2,…,error`; an unreadable file has no labels.
 
-    If there is a threshold, a column `unsure` before the last one is `yes` or `no`.
+    Before the last one come a column `unsure`, `yes` or `no`, if there is a threshold, and `unlike`, if it is known.
     """
-    ranks = ["", *(f"_{k}" for k in range(2, len(names[0]) + 1))]
+    ranks = ["", *(f"_{k}" for k in range(2, len(answers.names[0]) + 1))]
     columns = [f"{column}{rank}" for rank in ranks for column in ("label", "probability")]
-    columns += ["unsure"] if threshold is not None else []
+    columns += ["unsure"] if answers.threshold is not None else []
+    columns += ["unlike"] if answers.unlike is not None else []
     yield ["path", *columns, "error"]
-    for path, labels, shares, error in zip(paths, names, values, errors, strict=True):
-        cells = [cell for name, p in zip(labels, shares, strict=True) for cell in (name, f"{p:.6f}")]
-        cells += ["yes" if shares[0] < threshold else "no"] if threshold is not None else []
+    for i, (path, error) in enumerate(zip(answers.paths, answers.errors, strict=True)):
+        shares = answers.values[i]
+        cells = [cell for name, p in zip(answers.names[i], shares, strict=True) for cell in (name, f"{p:.6f}")]
+        cells += ["yes" if shares[0] < answers.threshold else "no"] if answers.threshold is not None else []
+        cells += [f"{answers.unlike[i]:.3f}"] if answers.unlike is not None else []
         yield [path, *([""] * len(columns) if error else cells), error]
 
 
-def write_lines(
-    file: TextIO,
-    paths: list[str],
-    names: list[list[str]],
-    values: list[list[float]],
-    errors: list[str],
-    threshold: float | None,
-) -> None:
+def write_lines(file: TextIO, answers: Answers) -> None:
     """Write one line per image: its path, then its classes with their probabilities, or why it could not be read."""
-    for path, labels, shares, error in zip(paths, names, values, errors, strict=True):
-        found = ", ".join(f"{name} {p:.1%}" for name, p in zip(labels, shares, strict=True))
-        if threshold is not None and shares[0] < threshold:
+    for i, (path, error) in enumerate(zip(answers.paths, answers.errors, strict=True)):
+        shares = answers.values[i]
+        found = ", ".join(f"{name} {p:.1%}" for name, p in zip(answers.names[i], shares, strict=True))
+        if answers.threshold is not None and shares[0] < answers.threshold:
             found = f"unsure ({found})"
+        if answers.unlike is not None and answers.unlike[i] >= 1:
+            found += "; less like the training images than any validation image"
         print(printable(f"{path}: {f'not read: {error}' if error else found}"), file=file)
 
 

@@ -22,6 +22,7 @@ with quick_imports():
     from project.backbones import fit_image_size, make_net
     from project.checkpoint import load_checkpoint, load_model
     from project.classification.averaging import average_with_head_start, what_it_is
+    from project.classification.confidence import learn_confidence
     from project.classification.data import ImageData
     from project.classification.distillation import find_teacher, keep_head, own_model
     from project.classification.doctor import Doctor, without_leaks

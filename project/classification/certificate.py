@@ -108,28 +108,6 @@ def reason_against(found: dict[str, Any], max_drop: float) -> str | None:
     return None
 
 
-def fitted_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature that makes probabilities most likely (Guo et al. 2017, arXiv 1706.04599), from 0.2 to 5.
-
-    Args:
-        probabilities: float32 `(N, C)`, at temperature 1.
-        labels: int `(N,)`.
-    """
-    logs = np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
-
-    def loss(log_temperature: float) -> float:
-        scaled = logs / math.exp(log_temperature)
-        of_label = scaled[np.arange(len(labels)), labels]
-        return float((np.logaddexp.reduce(scaled, axis=1) - of_label).mean())
-
-    low, high = math.log(0.2), math.log(5)
-    ratio = (math.sqrt(5) - 1) / 2
-    while high - low > 1e-4:  # golden section: the loss has one minimum
-        a, b = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return math.exp((low + high) / 2)
-
-
 def hash_of(samples: Samples) -> str:
     """A hash of a list of images: of their paths and labels."""
     return hashlib.sha256("\n".join(f"{path}\t{label}" for path, label in samples).encode(errors="replace")).hexdigest()

@@ -19,7 +19,6 @@ from project.classification.certificate import (
     MIN_AGREEMENT,
     SURE_AGREEMENT,
     comparison,
-    fitted_temperature,
     hash_of,
     metrics_of,
     reason_against,
@@ -31,6 +30,7 @@ from project.exported import Exported
 from project.files import whole
 from project.fresh import answers
 from project.images import load_for_evaluation
+from project.insight.calibration import fitted_temperature
 from project.progress import shown
 from project.quantization import RECIPES, Recipe, quantize
 from project.splits import Samples

@@ -42,6 +42,7 @@ class ResNetClassifier(Scored):
         class_weights: Weight of each class in the training loss; all 1 by default.
         net: The network, if `make_net` has already built it; otherwise it is built from `arch` and `weights`.
         teacher_sha256: The hash of the teacher's file, if there is one; a resumed run learns from the same.
+        temperature: What the logits are divided by, see `project/classification/confidence.py`; 1 in training.
         arch: A classification network of torchvision (`resnet50`, `efficientnet_b0`, `vit_b_16`, …), or of timm:
             `timm/NAME`.
         weights: Initial weights: `DEFAULT` or a torchvision name such as `IMAGENET1K_V1`, downloaded once; the path of
@@ -102,6 +103,7 @@ class ResNetClassifier(Scored):
         class_weights: list[float] | None = None,
         net: nn.Module | None = None,
         teacher_sha256: str | None = None,
+        temperature: float = 1.0,
         *,
         arch: str = "resnet50",
         weights: str = "DEFAULT",
@@ -122,6 +124,7 @@ class ResNetClassifier(Scored):
         self.save_hyperparameters(ignore="net")
         self.check_options(**self.hparams)
         self.head_start = has_head_start(weights, head_start)
+        self.temperature = temperature
         self.net = make_net(arch, weights, preprocessing["crop_size"]) if net is None else net
         self.head_name = replace_head(self.net, arch, dropout, len(class_names))
         self.net.to(memory_format=torch.channels_last)  # the memory layout in which convolutions are fastest
@@ -146,6 +149,9 @@ class ResNetClassifier(Scored):
         find_architecture(options["arch"])
         if options.get("teacher") is not None and options["fine_tune"] == "head":
             raise UserError("--model.teacher: it teaches all layers; use --model.fine_tune full")
+        temperature = options.get("temperature", 1.0)
+        if not isinstance(temperature, float) or not 0.01 <= temperature <= 100:
+            raise UserError(f"the model's temperature is {temperature!r:.40}, not a number from 0.01 to 100")
         if "preprocessing" in options:
             check_preprocessing(options["preprocessing"])
             normalization(options["preprocessing"])
@@ -189,7 +195,8 @@ class ResNetClassifier(Scored):
         Returns:
             Logits, float32 `(B, num_classes)`.
         """
-        return (self.head(images) if images.ndim == 2 else self.net(self.normalized(images))).float()
+        logits = (self.head(images) if images.ndim == 2 else self.net(self.normalized(images))).float()
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def features(self, images: Tensor) -> Tensor:
         """The backbone's output, which is the input of the head, `(B, F)`; arguments as for `forward`."""
@@ -227,10 +234,11 @@ class ResNetClassifier(Scored):
         images, labels = batch
         self.val_metrics.update(self(images), labels)
 
-    def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> tuple[Tensor, Any]:
-        """Probabilities, float32 `(B, num_classes)`, and what the loader returned with the images."""
+    def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> tuple[Tensor, Tensor, Any]:
+        """Probabilities, float32 `(B, num_classes)`, features `(B, F)`, and what the loader returned with the images."""
         images, notes = batch
-        return self(images).softmax(dim=1), notes
+        features = self.features(images)
+        return self(features).softmax(dim=1), features, notes
 
     @torch.inference_mode()
     def predict(self, paths: Iterable[str | Path], top_k: int = 3, batch_size: int = 32) -> list[dict[str, float]]:

@@ -1,7 +1,7 @@
 """How unlike the training images an image is: the distance of its features from the nearest class.
 
-It is a Mahalanobis distance whose covariance, that within the classes, is shrunk by a tenth towards a sphere (Lee et al.
-2018, arXiv 1807.03888). Features are projected onto their principal components, so that what is stored stays small;
+It is a Mahalanobis distance whose covariance, that within the classes, is shrunk by a tenth towards a sphere (Lee et
+al. 2018, arXiv 1807.03888). Features are projected onto their principal components, so that what is stored stays small;
 what these leave out counts, too, as one sphere: foreign images differ most where the known ones hardly vary.
 """
 
@@ -76,8 +76,11 @@ class Familiarity(NamedTuple):
         )
 
     def distance(self, features: Any) -> Tensor:
-        """Distances of images from the nearest class, float32 `(N,)` on the CPU, of features `(N, F)` of any float type;
-        infinite where features are not finite."""
+        """Distances from the nearest class, float32 `(N,)` on the CPU, infinite where features are not finite.
+
+        Args:
+            features: `(N, F)`, of any float type.
+        """
         x = torch.as_tensor(features).detach().cpu().float() - self.mean
         inside = x @ self.basis
         outside = (x - inside @ self.basis.T).square().sum(dim=1) / self.rest

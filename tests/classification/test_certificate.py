@@ -1,6 +1,5 @@
 """What an export cost is counted right, and what is too much is refused."""
 
-import math
 
 import numpy as np
 import pytest
@@ -8,7 +7,6 @@ import pytest
 from project.classification.certificate import (
     comparison,
     drop_bound,
-    fitted_temperature,
     hash_of,
     reason_against,
 )
@@ -63,17 +61,6 @@ def test_the_interval_of_the_drop_covers_as_often_as_it_says():
         covered += drop_bound(int((kinds == 0).sum()), int((kinds == 1).sum()), 400) >= 0.01
     assert 0.93 <= covered / 1000 <= 0.99
     assert 0 < drop_bound(0, 0, 37) < 0.1
-
-
-def test_the_temperature_is_the_most_likely_one():
-    generator = np.random.default_rng(0)
-    logits = generator.normal(size=(20_000, 4)) * 2
-    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    labels = (shares.cumsum(axis=1) > generator.random((20_000, 1))).argmax(axis=1)
-    sharper = np.exp(1.7 * logits) / np.exp(1.7 * logits).sum(axis=1, keepdims=True)
-    assert fitted_temperature(sharper.astype(np.float32), labels) == pytest.approx(1.7, rel=0.03)
-    assert fitted_temperature(shares.astype(np.float32), labels) == pytest.approx(1, rel=0.03)
-    assert math.isfinite(fitted_temperature(np.array([[1.0, 0.0]], np.float32), np.array([0])))
 
 
 def test_hashes_depend_on_content(tmp_path):

@@ -176,12 +176,13 @@ def test_tensorboard_takes_any_name_of_a_run(tmp_path):
 def test_predict_has_a_line_and_a_row_for_each_name(tmp_path):
     top = [[0.9, 0.1]] * len(NAMES)
     pairs = [[name, "dog"] for name in NAMES]
+    answers = predict.Answers(NAMES, pairs, top, None, [""] * len(NAMES), None)
     file = io.StringIO()
-    predict.write_lines(file, NAMES, pairs, top, [""] * len(NAMES), None)
+    predict.write_lines(file, answers)
     lines = file.getvalue().splitlines()
     assert lines == [f"{printable(name)}: {printable(name)} 90.0%, dog 10.0%" for name in NAMES]
     assert not controls("".join(lines))
-    write_csv(tmp_path / "p.csv", predict.table(NAMES, pairs, top, [""] * len(NAMES), None))
+    write_csv(tmp_path / "p.csv", predict.table(answers))
     with open(tmp_path / "p.csv", newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
         rows = list(csv.reader(opened))[1:]
     assert [row[0] for row in rows] == [row[1] for row in rows] == [as_cell(name) for name in NAMES]

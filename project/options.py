@@ -122,7 +122,7 @@ def current_values(described: Any, options: dict[str, Any]) -> dict[str, Any]:
 def json_config(parser: Parser, options: Namespace) -> dict[str, Any]:
     """The resolved options as JSON types, with paths that are valid from any working directory."""
     config = yaml.safe_load(parser.dump(options, skip_validation=True))
-    for group, name in (("data", "root"), ("model", "weights"), ("model", "teacher")):
+    for group, name in (("data", "root"), ("data", "exclude"), ("model", "weights"), ("model", "teacher")):
         if os.path.exists(path := expanded(config[group].get(name) or "")):
             config[group][name] = os.path.abspath(path)
     return {name: value for name, value in config.items() if name not in ("config", "ckpt_path", "find")}

@@ -24,7 +24,15 @@ log = logging.getLogger(__name__)
 OBJECTS = ("accelerator", "callbacks", "logger", "plugins", "profiler", "strategy")  # options that may name classes
 NOT_KEPT = ("config", "ckpt_path", "default_root_dir", "find", "print_config")
 # Options that do not change what is trained
-HOW = ("name", "save_every_minutes", "save_every_steps", "data.num_workers", "data.check", "data.cache_features")
+HOW = (
+    "name",
+    "save_every_minutes",
+    "save_every_steps",
+    "data.num_workers",
+    "data.check",
+    "data.cache_features",
+    "data.doctor",
+)
 
 
 def find_resumed(options: Namespace) -> Checkpoint | None:

@@ -17,6 +17,7 @@ from project.cache import lasting_fingerprints
 from project.checks import drop_bad_images
 from project.classification.datasets import FeatureDataset, ImageDataset, eval_reader
 from project.classification.transforms import fit_preprocessing, is_plain, mix_transform, train_transform
+from project.insight.issues import Excluded, still_excluded
 from project.listing import expanded
 from project.loading import ResumableData
 from project.preprocessing import Preprocessing
@@ -72,6 +73,8 @@ class ImageData(ResumableData):
             there is no augmentation beyond crops and flips.
         balance: For classes of unequal size: `sampler` draws every class equally often, `loss` weights the loss by
             inverse class frequency.
+        doctor: Look for copies, wrong labels and the like before training. By default only in at most 100,000 images.
+        exclude: The doctor's `data_issues.csv`: its images with `leave_out` yes are left out of the splits.
 
     Raises:
         UserError: The data cannot be used; the message says what is wrong and where.
@@ -124,16 +127,19 @@ class ImageData(ResumableData):
         cutmix: float = 0.0,
         cache_features: bool | None = None,
         balance: Literal["none", "sampler", "loss"] = "none",
+        doctor: bool | None = None,
+        exclude: str | None = None,
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(batch_size, num_workers)
         self.check_options(**options)
         assert root is not None
-        self.root, self.balance, self.bad_images = expanded(root), balance, bad_images
+        self.root, self.balance, self.bad_images, self.doctor = expanded(root), balance, bad_images, doctor
+        self.folder = self.root if os.path.isdir(self.root) else os.path.dirname(os.path.abspath(self.root))
+        self.excluded = Excluded(exclude and expanded(exclude), self.folder)
         self.features: dict[str, Tensor] = {}  # by split, see `use_features`
-
         self.fractions = (val_fraction, test_fraction)
-        listed, self.draw = self.find(class_names, path_column, label_column, split_seed)
+        listed, self.complete = self.find(class_names, path_column, label_column, split_seed)
         drawn = listed if class_names else self.draw(listed)
         self.preprocessing = fit_preprocessing(preprocessing, image_size, drawn.get("train", []), fit)
         self.take(listed, drawn, class_names, check, keep_decoded)
@@ -147,10 +153,13 @@ class ImageData(ResumableData):
     ) -> tuple[dict[str, Samples], Callable[[dict[str, Samples]], dict[str, Samples]]]:
         """List the samples, with the names that a model has for their classes, and prepare the draw of splits."""
         listed, groups = find_samples(self.root, path_column, label_column)
-        if class_names is not None:
-            listed = with_classes(listed, class_names)
+        listed = listed if class_names is None else with_classes(listed, class_names)
         val, test = self.fractions
         return listed, partial(complete_splits, val_fraction=val, test_fraction=test, seed=seed, groups=groups)
+
+    def draw(self, listed: dict[str, Samples]) -> dict[str, Samples]:
+        """All splits, of which those that are missing are drawn first, so that `exclude` changes no draw."""
+        return self.excluded.of(self.complete(listed))
 
     def take(
         self,
@@ -178,14 +187,12 @@ class ImageData(ResumableData):
         check_ranges("data.", cls.RANGES, options)
         val, test = options["val_fraction"], options["test_fraction"]
         if min(val, test) <= 0 or val + test >= 1:
-            raise UserError(
-                f"--data.val_fraction {val} and --data.test_fraction {test} must be above 0, and their sum below 1"
-            )
+            fractions = f"--data.val_fraction {val} and --data.test_fraction {test}"
+            raise UserError(f"{fractions} must be above 0, and their sum below 1")
 
     @cached_property
     def fingerprints(self) -> dict[str, Tensor]:
-        folder = self.root if os.path.isdir(self.root) else os.path.dirname(os.path.abspath(self.root))
-        return {split: lasting_fingerprints(self.samples[split], folder) for split in ("train", "val")}
+        return {split: lasting_fingerprints(self.samples[split], self.folder) for split in ("train", "val")}
 
     @property
     def class_counts(self) -> list[int]:
@@ -234,6 +241,7 @@ class ImageData(ResumableData):
             split = "val"
         if split not in self.samples:
             raise UserError(f"{self.root} has no {split} split, only {quoted(self.samples)}")
+        self.samples = {**self.samples, **self.excluded.of({split: self.samples[split]}, whole=False)}
         self.test_split = split
 
     def labels(self, samples: Samples) -> Tensor:
@@ -242,11 +250,8 @@ class ImageData(ResumableData):
         return torch.tensor([index[label] for _, label in samples])
 
     def use_features(self, features: dict[str, Tensor]) -> None:
-        """From now on, let the loaders of these splits yield the features of a frozen backbone instead of images.
-
-        Args:
-            features: Features `(N, F)` by split, in the order of its samples.
-        """
+        """From now on, let the loaders of these splits yield the features `(N, F)` of a frozen backbone, in the order of
+        their samples, instead of images."""
         self.features = features
 
     def train_dataloader(self) -> DataLoader:
@@ -312,6 +317,7 @@ def data_of(
     """
     given = {name: value for name, value in given.items() if value is not None}
     kept = {name: value for name, value in config.items() if name not in ImageData.REMOVED}
+    kept["exclude"] = still_excluded(kept.get("exclude"), "root" in given and given["root"] != kept.get("root"))
     options = {**kept, "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
     if "root" not in given and not os.path.exists(expanded(str(options.get("root")))):
         raise UserError(

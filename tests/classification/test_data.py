@@ -9,6 +9,8 @@ from helpers import (
 )
 
 from project import UserError
+from project.classification.data import data_of
+from project.insight.issues import Issue, write_issues
 
 
 @pytest.mark.parametrize(
@@ -83,3 +85,44 @@ def test_the_data_for_a_given_model_needs_no_train_split_and_draws_only_what_is_
         assert len(data.samples[data.test_split]) == 9
     with pytest.raises(UserError, match="has no val split, only 'test'"):
         make_data(split, class_names=names).choose_test_split("val")
+
+
+def test_a_list_of_issues_leaves_out_images_after_the_draw(flat, caplog):
+    whole = make_data(flat)
+    gone = [whole.samples["train"][0][0], whole.samples["test"][0][0]]
+    path = flat.parent / "data_issues.csv"
+    write_issues(path, [Issue("label", path, leave_out=True) for path in gone], str(flat))
+    caplog.set_level("INFO")
+    less = make_data(flat, exclude=str(path))
+    left = {split: [s for s in listed if s[0] not in gone] for split, listed in whole.samples.items()}
+    assert less.samples == left  # nothing moved into another split
+    assert sum("1 of 21 train, 1 of 6 test images left out" in line for line in caplog.messages) == 1
+    again = make_data(flat, exclude=str(path), class_names=whole.class_names)
+    again.choose_test_split("test")
+    assert again.samples["test"] == left["test"]
+    again.choose_test_split("all")
+    assert len(again.samples["all"]) == 28
+    other = data_of("", {"root": str(flat), "exclude": str(path)}, {}, less.preprocessing, less.class_names)
+    other.choose_test_split("test")
+    assert other.samples["test"] == left["test"]
+    caplog.clear()
+    for given in ({"root": str(flat)}, {}):
+        path.unlink(missing_ok=True)
+        config = {"root": "/old", "exclude": str(path), **given}
+        moved = data_of("", config, {"root": str(flat)}, less.preprocessing, less.class_names)
+        moved.choose_test_split("test")
+        assert moved.samples["test"] == whole.samples["test"]
+    assert len([line for line in caplog.messages if "none is left out here" in line]) == 2
+
+
+def test_given_splits_are_drawn_from_before_images_are_left_out(split):
+    shutil.rmtree(split / "val")
+    whole = make_data(split)
+    path = split.parent / "data_issues.csv"
+    write_issues(path, [Issue("label", whole.samples["train"][0][0], leave_out=True)], str(split))
+    again = make_data(split, exclude=str(path), class_names=whole.class_names)
+    again.choose_test_split("val")
+    assert again.samples["val"] == whole.samples["val"]
+    again = make_data(split, exclude=str(path), class_names=whole.class_names)
+    again.choose_test_split("train")
+    assert again.samples["train"] == whole.samples["train"][1:]

@@ -28,6 +28,7 @@ with quick_imports():
     from project.classification.head_start import HeadStart
     from project.classification.model import ResNetClassifier, has_head_start
     from project.classification.pictures import Pictures
+    from project.classification.report import save_report
     from project.cli import log, run, set_up_messages
     from project.failures import user_errors
     from project.files import size_of
@@ -123,8 +124,10 @@ def evaluate_best(
     trainer.enable_autolog_hparams = False  # some loggers reject a second, different set, such as the reloaded one
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
         summary: dict[str, Any] = {}
+        page = None
         evaluations = evaluate(trainer, model, data, list(dict.fromkeys(("val", data.test_split))))
         if evaluations:  # not with --limit_test_batches 0
+            page = save_report(trainer, model, evaluations, data, this.folder, this.folder)
             summary = save(trainer, evaluations, data, this.folder, origin(checkpoint, data.root))
     if this.folder is None:
         return summary
@@ -133,6 +136,8 @@ def evaluate_best(
         figures = {f"{data.test_split}/{name}": value for name, value in of_test.items() if isinstance(value, float)}
         with user_errors(data.batch_size, trainer.accumulate_grad_batches):
             log_results(trainer, hparams(this, data), figures)
+    if page:
+        log.info(f"Report:      {shortest(page)}")
     log.info(f"Run folder:  {shortest(this.folder)} ({size_of(this.folder)})")
     if isinstance(trainer.logger, TensorBoardLogger):
         log.info(f"TensorBoard: tensorboard --logdir {shlex.quote(shortest(this.folder.parent))}")

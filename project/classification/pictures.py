@@ -1,5 +1,6 @@
 """Pictures of a run: the first batch as the network sees it, the confusion matrix, and the images that are wrong."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from project import printable
 from project.callbacks import run_folder
+from project.insight.charts import Point
 from project.loggers import log_figure
 from project.metrics import confusion_figure
 
@@ -79,4 +81,25 @@ def grid_figure(sections: dict[str, list[tuple[np.ndarray | None, str]]], width:
                 axes.imshow(pixels, extent=(left + margin, left + side - margin, bottom, upper))
         top += rows[heading] * row_height
     axes.set(xlim=(0, width), ylim=(total, 0), aspect="auto")
+    return figure
+
+
+def trust_figure(reliability: Sequence[Point], coverage: Sequence[Point]) -> Figure:
+    """How often a model is right where it states a probability, and where it answers for the surest images only.
+
+    Args:
+        reliability: What `groups` in `project/insight/trust.py` returned.
+        coverage: What `coverage_curve` returned.
+    """
+    figure = Figure(figsize=(8, 3.6), dpi=110)
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.08, right=0.97, bottom=0.15, top=0.95, wspace=0.25)
+    x, y, low, high = (np.array([getattr(p, name) for p in reliability]) for name in Point._fields)
+    left.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
+    left.errorbar(x, y, yerr=np.maximum([y - low, high - y], 0), fmt="o", color="tab:blue")
+    left.set(xlabel="it says", ylabel="is right", xlim=(0, 1.02), ylim=(0, 1.02))
+    x, y, low, high = (np.array([getattr(p, name) for p in coverage]) for name in Point._fields)
+    right.fill_between(x, low, high, alpha=0.25, color="tab:blue", linewidth=0)
+    right.plot(x, y, color="tab:blue")
+    right.set(xlabel="share of the images that it answers for", xlim=(0, 1))
     return figure

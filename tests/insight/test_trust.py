@@ -1,5 +1,7 @@
 """Calibration and coverage agree with the metrics, with counting, and with what chance does."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ def test_the_error_is_that_of_the_metric():
     metric = BinaryCalibrationError(n_bins=15)  # of one probability, it bins max(p, 1 - p): so here of p
     expected = 0.0
     edges = np.linspace(0, 1, 16)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())

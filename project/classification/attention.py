@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from project.classification.model import ResNetClassifier
-
 CELLS = 7  # a side: coarser maps show little (of 2 x 2 cells, 14 % of the energy on what mattered; of 4 x 4, 53 %)
 
 
@@ -53,23 +51,23 @@ def map_layer(net: nn.Module, images: Tensor) -> str | None:
     return calls[ends[sides[1 if coarse else 0]]][0]
 
 
-def attention(model: ResNetClassifier, images: Tensor, classes: Tensor) -> np.ndarray | None:
-    """Where in each image the score of a class changes most with what the network sees there.
+def attention(net: nn.Module, images: Tensor, classes: Tensor) -> np.ndarray | None:
+    """Where in each image the score of a class, beside the others', changes most with what the network sees there.
 
-    The model, its gradients and its mode stay as they are.
+    The network, its gradients and its mode stay as they are.
 
     Args:
-        model: The model, in evaluation mode.
-        images: uint8 `(B, 3, S, S)`.
+        net: The network, in evaluation mode.
+        images: As it wants them, `(B, 3, S, S)`, on its device.
         classes: The class for each, int64 `(B,)`.
 
     Returns:
         float32 `(B, S, S)`, from 0 to 1, which is the largest of each image, unless nothing speaks for its class; None
         if the network has no convolutional map.
     """
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(model.device.type, enabled=False):
-        pixels = model.normalized(images.to(model.device))
-        name = map_layer(model.net, pixels[:1])
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        pixels = images.clone()  # of inference mode, perhaps
+        name = map_layer(net, pixels[:1])
         if name is None:
             return None
         kept: list[Tensor] = []
@@ -78,11 +76,13 @@ def attention(model: ResNetClassifier, images: Tensor, classes: Tensor) -> np.nd
             kept.append(output.detach().requires_grad_())  # gradients end here: the layers before need none
             return kept[-1].clone()  # which the next layer may change in place
 
-        hook = model.net.get_submodule(name).register_forward_hook(keep)
+        hook = net.get_submodule(name).register_forward_hook(keep)
         try:
-            scores = model.net(pixels).gather(1, classes.clone().to(model.device)[:, None]).sum()
+            logits = net(pixels)
         finally:
             hook.remove()
+        scores = logits.gather(1, classes.clone().to(images.device)[:, None])
+        scores = scores.sum() - logits.mean(dim=1).sum()  # what all scores have in common changes no answer
         (gradient,) = torch.autograd.grad(scores, kept[-1])
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     maps = (weights * kept[-1].detach()).sum(dim=1, keepdim=True).relu().float()

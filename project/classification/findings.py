@@ -1,31 +1,77 @@
 """What an evaluation shows, counted: weak classes, mixed-up pairs, leaked images, what a model should not answer."""
 
 import os
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from project import IGNORE
-from project.classification.evaluation import Evaluation
+from project import IGNORE, printable
 from project.insight.issues import Issue
 from project.metrics import wilson_interval
+from project.splits import Samples
 
 LEAST = 3  # mistakes that make a pair
 PROMISE = 0.95
+WORDS = {"val": "validation images", "test": "test images", "train": "training images", "all": "images"}
+
+
+class Predictions(NamedTuple):
+    """What a model predicted for N images, on the CPU.
+
+    Attributes:
+        classes: The most probable classes, the first of them first, int64 `(N, K)`.
+        probabilities: Theirs, float32 `(N, K)`.
+        of_label: The probability of the true class, float32 `(N,)`.
+        labels: The true class, int64 `(N,)`; `IGNORE` for an image that could not be read.
+    """
+
+    classes: Tensor
+    probabilities: Tensor
+    of_label: Tensor
+    labels: Tensor
+
+
+class Evaluation(NamedTuple):
+    """What is known about a split after an evaluation.
+
+    Attributes:
+        summary: What `summarize` returns: the metrics.
+        confusion: Counts `(num_classes, num_classes)`, true class by predicted class; None with too many classes.
+        samples: The images of the split.
+        predictions: For the same images; for fewer if the number of batches was limited.
+    """
+
+    summary: dict[str, Any]
+    confusion: Tensor | None
+    samples: Samples
+    predictions: Predictions
+
+    @property
+    def split(self) -> str:
+        """Name of the split."""
+        return self.summary["split"]
+
+    @property
+    def wrong(self) -> list[int]:
+        """Indices of the images whose predicted class is wrong, the surest first."""
+        classes, probabilities, _, labels = self.predictions
+        wrong = ((classes[:, 0] != labels) & (labels != IGNORE)).nonzero()[:, 0]
+        return wrong[probabilities[wrong, 0].argsort(descending=True, stable=True)].tolist()
 
 
 class Seen(NamedTuple):
     """The N images of a split that could be read.
 
     Attributes:
-        index: Their places among the samples, int64 `(N,)`.
+        place: Their places among the samples, int64 `(N,)`.
         labels: The true class, int64 `(N,)`.
         predicted: The most probable class, int64 `(N,)`.
         confidence: Its probability, float32 `(N,)`.
     """
 
-    index: np.ndarray
+    place: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
     confidence: np.ndarray
@@ -62,6 +108,37 @@ class Pair(NamedTuple):
     second: int
     forth: int
     back: int
+
+
+class Material(NamedTuple):
+    """What a report is made from.
+
+    Attributes:
+        main: The evaluation that it is about.
+        others: Those of other splits.
+        seen: What `main` says of the images that could be read.
+        class_names: In the order of their indices.
+        read: Returns a sample by its place as the network sees it, uint8 `(S, S, 3)`; None if it cannot be read any more.
+        issues: What the doctor found in the data; None if it was not asked.
+        growth: As for `save_report`.
+    """
+
+    main: Evaluation
+    others: list[Evaluation]
+    seen: Seen
+    class_names: list[str]
+    read: Callable[[int], np.ndarray | None]
+    issues: list[Issue] | None
+    growth: tuple[int, float, float, float] | None
+
+    @property
+    def images(self) -> str:
+        """What the images of the split are called."""
+        return WORDS.get(self.main.split, f"{self.main.split} images")
+
+    def name(self, label: int) -> str:
+        """The name of a class, not too long."""
+        return printable(self.class_names[label], 40)
 
 
 def seen_in(evaluation: Evaluation) -> Seen:
@@ -135,3 +212,13 @@ def least_confidence(seen: Seen, promise: float = PROMISE) -> float | None:
     if not len(good) or good[-1] + 1 in range(20) or good[-1] + 1 == len(order):
         return None
     return float(seen.confidence[order[good[-1]]])
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 in per cent."""
+    return f"{100 * share:.1f}%"
+
+
+def span(low: float, high: float) -> str:
+    """An interval in per cent."""
+    return f"{100 * low:.0f} to {100 * high:.0f}%"

@@ -2,8 +2,16 @@
 
 import numpy as np
 
-from project.classification.findings import ClassResult, Pair, leaked, least_confidence, seen_in
-from project.classification.report_parts import Material, percent, span
+from project.classification.findings import (
+    ClassResult,
+    Material,
+    Pair,
+    leaked,
+    least_confidence,
+    percent,
+    seen_in,
+    span,
+)
 from project.insight import page as p
 from project.metrics import wilson_interval
 
@@ -44,7 +52,7 @@ def next_steps(m: Material, rows: list[ClassResult], pairs: list[Pair]) -> list[
 def leak_step(m: Material) -> p.Html | None:
     """On images of the split that are copies of those of another split, and the figure without them."""
     found = leaked(m.main, m.issues or [])
-    rest = m.seen.only(~np.isin(m.seen.index, found))
+    rest = m.seen.only(~np.isin(m.seen.place, found))
     if not len(found) or not len(rest.labels):
         return None
     right, total = int(rest.right.sum()), len(rest.labels)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from project import printable
 from project.callbacks import run_folder
-from project.insight.charts import Point
 from project.loggers import log_figure
 from project.metrics import confusion_figure
 
@@ -84,7 +83,9 @@ def grid_figure(sections: dict[str, list[tuple[np.ndarray | None, str]]], width:
     return figure
 
 
-def trust_figure(reliability: Sequence[Point], coverage: Sequence[Point]) -> Figure:
+def trust_figure(
+    reliability: Sequence[tuple[float, float, float, float]], coverage: Sequence[tuple[float, float, float, float]]
+) -> Figure:
     """How often a model is right where it states a probability, and where it answers for the surest images only.
 
     Args:
@@ -94,11 +95,11 @@ def trust_figure(reliability: Sequence[Point], coverage: Sequence[Point]) -> Fig
     figure = Figure(figsize=(8, 3.6), dpi=110)
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.08, right=0.97, bottom=0.15, top=0.95, wspace=0.25)
-    x, y, low, high = (np.array([getattr(p, name) for p in reliability]) for name in Point._fields)
+    x, y, low, high = np.array(reliability).reshape(-1, 4).T
     left.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
     left.errorbar(x, y, yerr=np.maximum([y - low, high - y], 0), fmt="o", color="tab:blue")
     left.set(xlabel="it says", ylabel="is right", xlim=(0, 1.02), ylim=(0, 1.02))
-    x, y, low, high = (np.array([getattr(p, name) for p in coverage]) for name in Point._fields)
+    x, y, low, high = np.array(coverage).reshape(-1, 4).T
     right.fill_between(x, low, high, alpha=0.25, color="tab:blue", linewidth=0)
     right.plot(x, y, color="tab:blue")
     right.set(xlabel="share of the images that it answers for", xlim=(0, 1))

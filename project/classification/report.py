@@ -1,31 +1,30 @@
 """The page of an evaluation, `report.html`: how good, what to do next, and the pictures that show why."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 
 from project import first_line, printable, shortest
 from project.classification.data import ImageData
-from project.classification.evaluation import Evaluation
-from project.classification.findings import by_class, mixed_up, seen_in
+from project.classification.datasets import eval_reader
+from project.classification.findings import WORDS, Evaluation, Material, by_class, mixed_up, percent, seen_in, span
 from project.classification.next_steps import next_steps
 from project.classification.pictures import COLUMNS, grid_figure, trust_figure
 from project.classification.report_parts import (
     PAIRS,
-    WORDS,
-    Material,
     about_data,
     class_table,
     examples,
     mixed_pictures,
-    percent,
-    span,
     surest_mistakes,
     trust,
 )
 from project.classification.scoring import Scored
+from project.decoding import BadImage
 from project.insight import page as p
 from project.insight.issues import ISSUES, Issue, read_issues
 from project.insight.trust import coverage_curve, groups
@@ -65,15 +64,31 @@ def save_report(
         return None
     try:
         *others, main = evaluations
-        material = Material(main, others, seen_in(main), data, issues_of(run, data.root), growth)
+        material = Material(
+            main, others, seen_in(main), data.class_names, reader(main, data), issues_of(run, data.root), growth
+        )
         gone = "the network was divided among devices" if isinstance(trainer.strategy, FSDPStrategy) else ""
-        p.write_page(folder / NAME, whole_page(material, model, gone))
+        p.write_page(folder / NAME, whole_page(material, data, model, gone))
         if trainer.loggers:
             log_pictures(trainer, material)
         return folder / NAME
     except Exception as error:  # a page is no reason to lose a run
         log.warning(f"No {NAME}, or no pictures of it: {type(error).__name__}: {first_line(error)}")
         return None
+
+
+def reader(evaluation: Evaluation, data: ImageData) -> Callable[[int], np.ndarray | None]:
+    """A function from the place of a sample to what the network sees, see `Material`."""
+    read = eval_reader(data.preprocessing)
+
+    def pixels(place: int) -> np.ndarray | None:
+        path = evaluation.samples[place][0]
+        try:
+            return (data.decoded[path] if path in data.decoded else read(path)).permute(1, 2, 0).numpy()
+        except BadImage:  # gone since it was evaluated
+            return None
+
+    return pixels
 
 
 def issues_of(run: Path | None, root: str) -> list[Issue] | None:
@@ -83,20 +98,20 @@ def issues_of(run: Path | None, root: str) -> list[Issue] | None:
     return read_issues(run / ISSUES, root if Path(root).is_dir() else str(Path(root).absolute().parent))
 
 
-def whole_page(m: Material, model: Scored, no_maps: str = "") -> p.Html:
+def whole_page(m: Material, data: ImageData, model: Scored, no_maps: str = "") -> p.Html:
     """The page. `no_maps` says why there can be no picture of what an answer changes with."""
     seen, total = m.seen, len(m.seen.labels)
     if not total:
         return p.page("Report", p.heading("None of the images could be read"))
     right = int(seen.right.sum())
     low, high = wilson_interval(right, total)
-    rows, pairs = by_class(seen, len(m.data.class_names)), mixed_up(seen)
-    size = m.data.preprocessing["crop_size"]
+    rows, pairs = by_class(seen, len(m.class_names)), mixed_up(seen)
+    size = data.preprocessing["crop_size"]
     head = p.heading(
         f"Right on {right:,} of {total:,} {m.images}: {percent(right / total)}",
-        f"Between {percent(low)} and {percent(high)} with 95 % certainty, as far as {total:,} images can tell.",
+        f"Between {percent(low)} and {percent(high)} with 95% certainty, as far as {total:,} images can tell.",
         *(other_split(other) for other in m.others),
-        f"{shortest(m.data.root)}: {len(m.data.class_names):,} classes. Pictures are shown as the network sees them, at "
+        f"{shortest(data.root)}: {len(m.class_names):,} classes. Pictures are shown as the network sees them, at "
         f"{size} x {size} pixels.",
     )
     todo = [step for step in next_steps(m, rows, pairs) if step is not None]
@@ -133,7 +148,7 @@ def log_pictures(trainer: Trainer, m: Material) -> None:
     sections = {}
     for a, b, forth, back in mixed_up(m.seen)[:PAIRS]:
         sections[f"{m.name(a)[:20]} and {m.name(b)[:20]}: {forth + back:,} mistakes"] = [
-            (m.pixels(int(m.seen.index[i])), f"true {printable(m.data.class_names[m.seen.labels[i]], 20)}")
+            (m.read(int(m.seen.place[i])), f"true {printable(m.class_names[m.seen.labels[i]], 20)}")
             for i in examples(m.seen, a, b)[:COLUMNS]
         ]
     if sections:

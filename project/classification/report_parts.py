@@ -1,68 +1,23 @@
 """The parts of the page of an evaluation: tables, charts and pictures."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from project import printable
 from project.classification.attention import attention, tinted
-from project.classification.data import ImageData
-from project.classification.datasets import eval_reader
-from project.classification.evaluation import Evaluation
-from project.classification.findings import ClassResult, Pair, Seen, leaked
-from project.classification.model import ResNetClassifier
-from project.classification.scoring import Scored
-from project.decoding import BadImage
+from project.classification.findings import ClassResult, Material, Pair, Seen, leaked, percent, span
+from project.classification.scoring import ExportedClassifier, Scored
 from project.insight import page as p
 from project.insight.charts import coverage, interval_bar, reliability
-from project.insight.issues import KINDS, Issue
+from project.insight.issues import KINDS
 from project.insight.trust import calibration_error, coverage_curve, error_of_perfect_model, groups
 
 SHOWN = 12  # surest mistakes, with what their answers change with
 ROWS, MAX_ROWS = 20, 1000  # classes in sight, and on the page
 PAIRS, PER_PAIR = 3, 6
-WORDS = {"val": "validation images", "test": "test images", "train": "training images", "all": "images"}
-
-
-class Material(NamedTuple):
-    """What a report is made from.
-
-    Attributes:
-        main: The evaluation that it is about.
-        others: Those of other splits.
-        seen: What `main` says of the images that could be read.
-        data: The data.
-        issues: What the doctor found in the data; None if it was not asked.
-        growth: As for `save_report`.
-    """
-
-    main: Evaluation
-    others: list[Evaluation]
-    seen: Seen
-    data: ImageData
-    issues: list[Issue] | None
-    growth: tuple[int, float, float, float] | None
-
-    @property
-    def images(self) -> str:
-        """What the images of the split are called."""
-        return WORDS.get(self.main.split, f"{self.main.split} images")
-
-    def name(self, label: int) -> str:
-        """The name of a class, not too long."""
-        return printable(self.data.class_names[label], 40)
-
-    def pixels(self, sample: int) -> np.ndarray | None:
-        """An image as the network sees it, uint8 `(S, S, 3)`; None if it cannot be read any more."""
-        path = self.main.samples[sample][0]
-        try:
-            decoded = self.data.decoded
-            image = decoded[path] if path in decoded else eval_reader(self.data.preprocessing)(path)
-            return image.permute(1, 2, 0).numpy()
-        except BadImage:
-            return None
 
 
 def class_table(m: Material, rows: list[ClassResult]) -> list[Any]:
@@ -75,8 +30,8 @@ def class_table(m: Material, rows: list[ClassResult]) -> list[Any]:
         name = p.join(m.name(row.label), p.tag("span", " below the rest", class_="bad") if row.weak else None)
         return [name, f"{row.right:,} of {row.total:,}", bar, span(row.low, row.high), taken, said]
 
-    header = ["class", "right", "0 to 100 %", "95 % interval", "most taken for", "right when it says so"]
-    absent = len(m.data.class_names) - len(rows)
+    header = ["class", "right", "0 to 100%", "95% interval", "most taken for", "right when it says so"]
+    absent = len(m.class_names) - len(rows)
     split = p.note(
         "The dot is the share that is right, the band what it could be by chance. Where bands overlap, one class cannot "
         "be called better than another: these images are too few to tell."
@@ -96,10 +51,12 @@ def mixed_pictures(m: Material, pairs: list[Pair]) -> list[Any]:
     """The pairs of classes with most mistakes between them, with pictures."""
     parts: list[Any] = []
     for a, b, forth, back in pairs[:PAIRS]:
-        said = [f"{n:,} {m.name(x)} taken for {m.name(y)}" for n, x, y in ((forth, a, b), (back, b, a)) if n]
+        said = [
+            f"{n:,} labelled {m.name(x)} and taken for {m.name(y)}" for n, x, y in ((forth, a, b), (back, b, a)) if n
+        ]
         parts.append(p.tag("h3", f"{m.name(a)} and {m.name(b)}: {forth + back:,} mistakes"))
         parts.append(p.note(", ".join(said)))
-        parts.append(p.grid(mistake(m, i, m.pixels(int(m.seen.index[i]))) for i in examples(m.seen, a, b)))
+        parts.append(p.grid(mistake(m, i, m.read(int(m.seen.place[i]))) for i in examples(m.seen, a, b)))
     if len(pairs) > PAIRS:
         rows = [[m.name(a), m.name(b), f"{forth + back:,}"] for a, b, forth, back in pairs[PAIRS : PAIRS + ROWS]]
         more = p.table(["class", "and class", "mistakes"], rows, numbers=[2])
@@ -119,7 +76,7 @@ def examples(seen: Seen, a: int, b: int) -> list[int]:
 
 def mistake(m: Material, i: int, *images: np.ndarray | None) -> p.Html:
     """A picture of a mistake, given as an index of `seen`, or two of the same."""
-    path, label = m.main.samples[int(m.seen.index[i])]
+    path, label = m.main.samples[int(m.seen.place[i])]
     shown = [None if image is None else p.thumbnail(image) for image in images]
     answer = f"it says {m.name(int(m.seen.predicted[i]))}, {percent(float(m.seen.confidence[i]))}"
     lines = [f"labelled {printable(label, 40)}", answer, p.tag("span", printable(Path(path).name, 40), class_="note")]
@@ -130,16 +87,17 @@ def surest_mistakes(m: Material, model: Scored, no_maps: str) -> list[Any]:
     """The mistakes that the model was surest of, with what its answers change with."""
     seen, wrong = m.seen, np.flatnonzero(~m.seen.right)
     chosen = wrong[np.argsort(-seen.confidence[wrong], kind="stable")][:SHOWN].tolist()
-    images = {i: m.pixels(int(seen.index[i])) for i in chosen}
+    images = {i: m.read(int(seen.place[i])) for i in chosen}
     known = [i for i in chosen if images[i] is not None]
     maps = None
-    if not isinstance(model, ResNetClassifier):
+    if isinstance(model, ExportedClassifier):
         no_maps = "an exported model has no gradients"
     if known and not no_maps:
         stacked = torch.stack([torch.from_numpy(images[i]).permute(2, 0, 1) for i in known])
-        maps = attention(model.eval(), stacked, torch.from_numpy(seen.predicted[known]))
+        net: Any = model.eval()  # which knows how it wants its images
+        maps = attention(net.net, net.normalized(stacked.to(model.device)), torch.from_numpy(seen.predicted[known]))
         no_maps = "this network has no convolutional map near its end" if maps is None else ""
-    tints = {} if maps is None else {i: tinted(images[i], maps[n]) for n, i in enumerate(known)}  # type: ignore[arg-type]
+    tints = {} if maps is None else {i: tinted(images[i], maps[n]) for n, i in enumerate(known) if maps[n].any()}  # type: ignore[arg-type]
     what = f"{len(wrong):,} {'image is' if len(wrong) == 1 else 'images are'} wrong"
     first = f"{what}; these are the {len(chosen)} it was surest of." if len(wrong) > len(chosen) else f"{what}."
     second = (
@@ -180,7 +138,7 @@ def trust(m: Material) -> list[Any]:
         p.tag(
             "div",
             p.note("If it answers only for the images it is surest of, it is right more often."),
-            coverage(curve, start=floor(min(q.low for q in curve))),
+            coverage(curve, floor(min(q.low for q in curve))),
         ),
     ]
     return [p.paragraph(said), p.tag("div", *charts, class_="charts")]
@@ -205,7 +163,7 @@ def about_data(m: Material) -> list[Any]:
     if len(copies):
         parts.append(p.tag("h3", f"{len(copies):,} of these {m.images} are copies of images in another split"))
         figures = [
-            p.picture(None if (image := m.pixels(int(i))) is None else p.thumbnail(image), Path(path).name, title=path)
+            p.picture(None if (image := m.read(int(i))) is None else p.thumbnail(image), Path(path).name, title=path)
             for i in copies[:SHOWN]
             for path, _ in [m.main.samples[int(i)]]
         ]
@@ -223,13 +181,3 @@ def about_data(m: Material) -> list[Any]:
 
 
 NOTHING = p.note("Nothing suspicious was found in the data.")
-
-
-def percent(share: float) -> str:
-    """A share from 0 to 1 in per cent."""
-    return f"{100 * share:.1f} %"
-
-
-def span(low: float, high: float) -> str:
-    """An interval in per cent."""
-    return f"{100 * low:.0f} to {100 * high:.0f} %"

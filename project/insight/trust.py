@@ -1,12 +1,22 @@
 """Whether stated probabilities can be trusted, from how sure a model was of each image and whether it was right."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from project.insight.charts import Point
 from project.metrics import wilson_interval
 
 BINS = 15  # as in the metric `ece`
 DRAWS = 1000
+
+
+class Point(NamedTuple):
+    """A point of a chart with the interval of its height; all from 0 to 1."""
+
+    x: float
+    y: float
+    low: float
+    high: float
 
 
 def binned(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

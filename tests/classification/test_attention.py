@@ -37,7 +37,7 @@ def test_the_right_layer_is_found(arch, size, layer):
     model = built(arch, size)
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     assert map_layer(model.net, model.normalized(images[:1])) == layer
-    maps = attention(model, images, torch.tensor([0, 1]))
+    maps = attention(model.net, model.normalized(images), torch.tensor([0, 1]))
     if layer is None:
         assert maps is None
     else:
@@ -56,9 +56,9 @@ def test_it_is_bright_where_the_answer_comes_from():
     model.eval()
     image = torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
     image[..., :40, 88:] = 255
-    (bright,) = attention(model, image, torch.tensor([1]))
+    (bright,) = attention(model.net, model.normalized(image), torch.tensor([1]))
     assert bright[:48, 80:].sum() > 0.5 * bright.sum() > 0
-    (dark,) = attention(model, image, torch.tensor([0]))
+    (dark,) = attention(model.net, model.normalized(image), torch.tensor([0]))
     assert dark[:40, 88:].mean() < bright[:40, 88:].mean() / 2
 
 
@@ -69,7 +69,7 @@ def test_the_model_stays_as_it_is(fine_tune):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():
         expected = model(images)
-        assert attention(model, images, torch.tensor([0, 1])) is not None
+        assert attention(model.net, model.normalized(images), torch.tensor([0, 1])) is not None
         assert torch.equal(model(images), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -118,7 +118,7 @@ class Material(NamedTuple):
         others: Those of other splits.
         seen: What `main` says of the images that could be read.
         class_names: In the order of their indices.
-        read: Returns a sample by its place as the network sees it, uint8 `(S, S, 3)`; None if it cannot be read any more.
+        read: Returns a sample by its place as the network sees it, uint8 `(S, S, 3)`, or None if it has gone.
         issues: What the doctor found in the data; None if it was not asked.
         growth: As for `save_report`.
     """

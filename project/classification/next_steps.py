@@ -101,7 +101,7 @@ def unsure_step(m: Material) -> p.Html | None:
             if not total:
                 return None
             return p.join(
-                f"To be right 95 times in 100, let it answer only where it is sure of {percent(limit)} or more (found on "
+                f"To be right 95 times in 100, let it answer only where it is {percent(limit)} sure or more (found on "
                 f"the validation images): it then answers {percent(total / len(m.seen.labels))} of the {m.images}, and "
                 f"is right on {right:,} of these {total:,}: {percent(right / total)} "
                 f"({span(*wilson_interval(right, total))}). (",
@@ -117,6 +117,6 @@ def few_step(m: Material) -> p.Html | None:
     if high - low < 0.1:
         return None
     return p.text(
-        f"With {len(m.seen.labels):,} images, chance alone moves the figure above by some {50 * (high - low):.0f} points "
+        f"With {len(m.seen.labels):,} images, chance alone moves this figure by some {50 * (high - low):.0f} points "
         "either way: more of them would tell whether a change helps."
     )

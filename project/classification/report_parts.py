@@ -33,7 +33,7 @@ def class_table(m: Material, rows: list[ClassResult]) -> list[Any]:
     header = ["class", "right", "0 to 100%", "95% interval", "most taken for", "right when it says so"]
     absent = len(m.class_names) - len(rows)
     split = p.note(
-        "The dot is the share that is right, the band what it could be by chance. Where bands overlap, one class cannot "
+        "The dot is the share that is right, the band what chance leaves open. Where bands overlap, one class cannot "
         "be called better than another: these images are too few to tell."
     )
     parts: list[Any] = [split, p.table(header, [cells(row) for row in rows[:ROWS]], numbers=[1, 3, 5])]
@@ -103,7 +103,7 @@ def surest_mistakes(m: Material, model: Scored, no_maps: str) -> list[Any]:
     second = (
         f"What the answers change with is left out: {no_maps}."
         if maps is None
-        else "Orange: where the answer changes most with the picture (Grad-CAM). That is not why it answers so, but orange "
+        else "Orange: where the answer changes most (Grad-CAM). That is not why it answers so, but orange "
         "beside the object is worth a second look."
     )
     figures = [mistake(m, i, images[i], *([tints[i]] if i in tints else [])) for i in chosen]
@@ -123,7 +123,7 @@ def trust(m: Material) -> list[Any]:
             f"So its percentages are not to be taken at their word: on average they are {abs(gap):.0f} points {which}."
         )
     said = (
-        f"What it states is off by {100 * error:.1f} points on average (the metric ece, {error:.4f}). A model with perfect "
+        f"What it states is off by {100 * error:.1f} points on average (the metric ece, {error:.4f}). One with perfect "
         f"percentages would show {100 * usual:.1f} points on as many images by chance, and rarely more than "
         f"{100 * upper:.1f}. {verdict}"
     )
@@ -172,7 +172,7 @@ def about_data(m: Material) -> list[Any]:
         images, now, twice, four = m.growth
         parts.append(
             p.paragraph(
-                f"More images: a new last layer on the untrained network gets {percent(now)} right with {images:,} training "
+                f"More images: a new last layer on the untrained network gets {percent(now)} with {images:,} training "
                 f"images, and would get about {percent(twice)} with twice and {percent(four)} with four times as many "
                 "(an estimate; training all layers may gain more)."
             )

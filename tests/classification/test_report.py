@@ -74,7 +74,7 @@ def test_leaked_images_are_told_with_the_figure_without_them(trained, tmp_path, 
     evaluate.main([f"--ckpt={run / 'checkpoints/best.ckpt'}", f"--output={tmp_path / 'out'}", "--accelerator=cpu"])
     rest = [row["predicted"] == row["label"] for row in rows[3:]]
     words = words_of(tmp_path / "out")
-    assert f"3 of these test images are copies of images in another split. Without them, it is right on {sum(rest)} of "
+    assert "3 of these test images are copies of images in another split. Without them" in words
     assert f"right on {sum(rest)} of {len(rest)}" in words
     assert "2 labels are probably wrong, of which about 1 truly are" in words
     check_equal(tmp_path / "out")
@@ -97,7 +97,7 @@ def test_classes_and_files_may_have_any_name(split, tmp_path):
         (split / part / "red").rename(split / part / "<img src=x onerror=alert(1)>")
         folder = split / part / "blue"
         for file in folder.iterdir():
-            file.rename(os.path.join(os.fsencode(folder), b"<b>\xe9 " + os.fsencode(file.name)))
+            os.rename(file, os.path.join(os.fsencode(folder), b"<b>\xe9 " + os.fsencode(file.name)))
     run = run_train(tmp_path, split)
     check_offline((run / "report.html").read_text())
     assert "<img src=x onerror=alert(1)>" in words_of(run) and "Right on " in words_of(run)

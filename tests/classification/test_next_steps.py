@@ -21,7 +21,7 @@ def evaluation(split, labels, predicted, confidence):
 def words_of(main, others=(), issues=None, growth=None):
     m = Material(main, list(others), seen_in(main), ["cat", "<dog>"], lambda place: None, issues, growth)
     steps = next_steps(m, by_class(m.seen, 2), mixed_up(m.seen))
-    return check_offline(p.page("", p.steps([step for step in steps if step is not None]))).words
+    return check_offline(p.steps([step for step in steps if step is not None])).words
 
 
 def test_a_perfect_model_with_many_images_needs_nothing():

@@ -6,7 +6,7 @@ from typing import Any
 from project.insight.page import Html, tag
 
 WIDTH, HEIGHT = 440, 300  # of a chart, in pixels, with its labels
-LEFT, TOP, RIGHT, BOTTOM = 56, 12, 14, 46  # room for the labels
+LEFT, TOP, RIGHT, BOTTOM = 56, 12, 24, 46  # room for the labels
 BAR = 180  # width of an interval's bar
 
 

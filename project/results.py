@@ -10,7 +10,7 @@ from project import UserError
 from project.checkpoint import Checkpoint
 from project.listing import expanded
 
-RESULTS = ("metrics.json", "confusion_matrix.png", "predictions.csv", "mistakes.png")
+RESULTS = ("metrics.json", "confusion_matrix.png", "predictions.csv", "mistakes.png", "report.html")
 
 
 class Trained(NamedTuple):

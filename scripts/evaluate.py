@@ -23,6 +23,7 @@ with quick_imports():
     from project.classification import evaluation
     from project.classification.data import data_of
     from project.classification.model import ResNetClassifier
+    from project.classification.report import save_report
     from project.classification.scoring import ExportedClassifier, Scored
     from project.cli import Parser, add_model_options, is_exported, log, run, set_up_messages
     from project.exported import Exported
@@ -98,7 +99,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if not args.output and trainer.is_global_zero:
             name = evaluation_name(data.root, config.get("root"), data.test_split)
             folder = create_first(folder / part for part in numbered(name))
+        run_folder = None if other else evaluations_folder(checkpoint.path).parent
+        page = save_report(trainer, model, evaluations, data, folder, run_folder)
         metrics = evaluation.save(trainer, evaluations, data, folder, origin(checkpoint, data.root) | runs_in)
+    if page:
+        log.info(f"Report:      {shortest(page)}")
     log.info(f"Written:     {shortest(folder)}")
     return metrics
 

@@ -30,6 +30,7 @@ with quick_imports():
     from project.classification.head_start import HeadStart
     from project.classification.model import ResNetClassifier, has_head_start
     from project.classification.pictures import Pictures
+    from project.classification.report import save_report
     from project.cli import log, run, set_up_messages
     from project.failures import user_errors
     from project.files import size_of
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> Trained:
         metrics: dict[str, Any] = {}
         if fit(trainer, model, data, this):
             average_with_head_start(trainer, data)
+            learn_confidence(trainer, data)
             metrics = evaluate_best(trainer, model, data, this, doctor)
         return trained_run(this.folder or this.resumed_folder, metrics)
 
@@ -126,16 +128,12 @@ def evaluate_best(
     trainer.enable_autolog_hparams = False  # some loggers reject a second, different set, such as the reloaded one
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
         summary: dict[str, Any] = {}
+        page = None
         evaluations = evaluate(trainer, model, data, list(dict.fromkeys(("val", data.test_split))))
         if evaluations:  # not with --limit_test_batches 0
             leaks = without_leaks(evaluations[-1], doctor.diagnosis)
+            page = save_report(trainer, model, evaluations, data, this.folder, this.folder, doctor.growth)
             summary = save(trainer, evaluations, data, this.folder, origin(checkpoint, data.root) | leaks)
-            if leaks:
-                log.info(
-                    "Unleaked:    top1 {:.4f} on the {:,} images that are no copies of training images".format(
-                        *leaks.values()
-                    )
-                )
     if this.folder is None:
         return summary
     if summary:
@@ -143,6 +141,8 @@ def evaluate_best(
         figures = {f"{data.test_split}/{name}": value for name, value in of_test.items() if isinstance(value, float)}
         with user_errors(data.batch_size, trainer.accumulate_grad_batches):
             log_results(trainer, hparams(this, data), figures)
+    if page:
+        log.info(f"Report:      {shortest(page)}")
     log.info(f"Run folder:  {shortest(this.folder)} ({size_of(this.folder)})")
     if isinstance(trainer.logger, TensorBoardLogger):
         log.info(f"TensorBoard: tensorboard --logdir {shlex.quote(shortest(this.folder.parent))}")

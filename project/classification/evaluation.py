@@ -4,18 +4,18 @@ import logging
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from project import IGNORE, printable, shortest
 from project.answers import check_finite
 from project.classification.data import ImageData
 from project.classification.datasets import eval_reader
+from project.classification.findings import Evaluation, Predictions
 from project.classification.pictures import MAX_IMAGES, grid_figure
 from project.classification.scoring import Scored
 from project.decoding import BadImage
@@ -23,27 +23,10 @@ from project.files import write_csv
 from project.loading import gather_in_order
 from project.loggers import log_figure, save_png
 from project.metrics import most_probable, report, summarize
-from project.splits import Samples
 
 log = logging.getLogger(__name__)
 
 TOP_K = 5  # classes that are kept for each image
-
-
-class Predictions(NamedTuple):
-    """What a model predicted for N images, on the CPU.
-
-    Attributes:
-        classes: The most probable classes, the first of them first, int64 `(N, K)`.
-        probabilities: Theirs, float32 `(N, K)`.
-        of_label: The probability of the true class, float32 `(N,)`.
-        labels: The true class, int64 `(N,)`; `IGNORE` for an image that could not be read.
-    """
-
-    classes: Tensor
-    probabilities: Tensor
-    of_label: Tensor
-    labels: Tensor
 
 
 class KeepPredictions(Callback):
@@ -75,34 +58,6 @@ class KeepPredictions(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parts = (torch.cat(part) for part in zip(*self.batches, strict=True))
         self.predictions = Predictions(*(gather_in_order(trainer, part, self.num_samples) for part in parts))
-
-
-class Evaluation(NamedTuple):
-    """What is known about a split after an evaluation.
-
-    Attributes:
-        summary: What `summarize` returns: the metrics.
-        confusion: Counts `(num_classes, num_classes)`, true class by predicted class; None with too many classes.
-        samples: The images of the split.
-        predictions: For the same images; for fewer if the number of batches was limited.
-    """
-
-    summary: dict[str, Any]
-    confusion: Tensor | None
-    samples: Samples
-    predictions: Predictions
-
-    @property
-    def split(self) -> str:
-        """Name of the split."""
-        return self.summary["split"]
-
-    @property
-    def wrong(self) -> list[int]:
-        """Indices of the images whose predicted class is wrong, the surest first."""
-        classes, probabilities, _, labels = self.predictions
-        wrong = ((classes[:, 0] != labels) & (labels != IGNORE)).nonzero()[:, 0]
-        return wrong[probabilities[wrong, 0].argsort(descending=True, stable=True)].tolist()
 
 
 def evaluate(trainer: Trainer, model: Scored, data: ImageData, splits: list[str]) -> list[Evaluation]:

@@ -1,5 +1,6 @@
 """Pictures of a run: the first batch as the network sees it, the confusion matrix, and the images that are wrong."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -79,4 +80,27 @@ def grid_figure(sections: dict[str, list[tuple[np.ndarray | None, str]]], width:
                 axes.imshow(pixels, extent=(left + margin, left + side - margin, bottom, upper))
         top += rows[heading] * row_height
     axes.set(xlim=(0, width), ylim=(total, 0), aspect="auto")
+    return figure
+
+
+def trust_figure(
+    reliability: Sequence[tuple[float, float, float, float]], coverage: Sequence[tuple[float, float, float, float]]
+) -> Figure:
+    """How often a model is right where it states a probability, and where it answers for the surest images only.
+
+    Args:
+        reliability: What `groups` in `project/insight/trust.py` returned.
+        coverage: What `coverage_curve` returned.
+    """
+    figure = Figure(figsize=(8, 3.6), dpi=110)
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.08, right=0.97, bottom=0.15, top=0.95, wspace=0.25)
+    x, y, low, high = np.array(reliability).reshape(-1, 4).T
+    left.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
+    left.errorbar(x, y, yerr=np.maximum([y - low, high - y], 0), fmt="o", color="tab:blue")
+    left.set(xlabel="it says", ylabel="is right", xlim=(0, 1.02), ylim=(0, 1.02))
+    x, y, low, high = np.array(coverage).reshape(-1, 4).T
+    right.fill_between(x, low, high, alpha=0.25, color="tab:blue", linewidth=0)
+    right.plot(x, y, color="tab:blue")
+    right.set(xlabel="share of the images that it answers for", xlim=(0, 1))
     return figure

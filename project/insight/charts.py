@@ -1,22 +1,16 @@
 """Charts as SVG within a page: no script, nothing loaded; their colours follow the page's, light or dark."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from project.insight.page import Html, join, tag
+from project.insight.page import Html, tag
 
 WIDTH, HEIGHT = 440, 300  # of a chart, in pixels, with its labels
-LEFT, TOP, RIGHT, BOTTOM = 56, 12, 14, 46  # room for the labels
+LEFT, TOP, RIGHT, BOTTOM = 56, 12, 24, 46  # room for the labels
 BAR = 180  # width of an interval's bar
 
 
-class Point(NamedTuple):
-    """A point of a chart with the interval of its height; all from 0 to 1."""
-
-    x: float
-    y: float
-    low: float
-    high: float
+Point = tuple[float, float, float, float]  # x, y, and the interval of y: all from 0 to 1
 
 
 def shape(name: str, **attributes: Any) -> Html:
@@ -62,30 +56,22 @@ def reliability(points: Sequence[Point], start: float = 0.0) -> Html:
     """
     frame = Frame(start, start)
     diagonal = frame.line([(start, start), (1.0, 1.0)], "goal")
-    whiskers = [frame.line([(p.x, p.low), (p.x, p.high)], "whisker") for p in points]
-    dots = [shape("circle", cx=frame.x(p.x), cy=frame.y(p.y), r=5, class_="dot") for p in points]
+    whiskers = [frame.line([(x, low), (x, high)], "whisker") for x, _, low, high in points]
+    dots = [shape("circle", cx=frame.x(x), cy=frame.y(y), r=5, class_="dot") for x, y, *_ in points]
     return frame.chart("it says", "is right", diagonal, *whiskers, *dots)
 
 
-def coverage(curve: Sequence[Point], marks: Iterable[tuple[Point, str]] = (), start: float = 0.0) -> Html:
+def coverage(curve: Sequence[Point], start: float = 0.0) -> Html:
     """How often a model is right (y) if it answers only for the share of the images (x) of which it is surest.
 
     Args:
         curve: From the left to the right; more than about 100 points are too many to be seen.
-        marks: Points on it, with a few words.
         start: Where the vertical axis begins, from 0 to below 1.
     """
     frame = Frame(0.0, start)
-    above, below = [(p.x, p.high) for p in curve], [(p.x, p.low) for p in curve]
+    above, below = [(x, high) for x, *_, high in curve], [(x, low) for x, _, low, _ in curve]
     band = shape("polygon", points=frame.path([*above, *reversed(below)]), class_="band")
-    found = [
-        join(
-            shape("circle", cx=frame.x(p.x), cy=frame.y(p.y), r=5, class_="dot"),
-            tag("text", words, x=f"{frame.x(p.x) - 8:.0f}", y=f"{frame.y(p.y) + 20:.0f}", text_anchor="end"),
-        )
-        for p, words in marks
-    ]
-    return frame.chart("it answers for", "is right", band, frame.line([(p.x, p.y) for p in curve], "curve"), *found)
+    return frame.chart("it answers for", "is right", band, frame.line([(x, y) for x, y, *_ in curve], "curve"))
 
 
 class Frame:
@@ -118,16 +104,22 @@ class Frame:
     def chart(self, across: str, up: str, *parts: Html) -> Html:
         """The axes, with what they measure, and what is drawn on them."""
         grid = []
-        for i in range(6):
-            x, y = self.left + (1 - self.left) * i / 5, self.bottom + (1 - self.bottom) * i / 5
+        for x in ticks(self.left):
+            foot = {"x": f"{self.x(x):.0f}", "y": HEIGHT - BOTTOM + 18, "text_anchor": "middle"}
+            grid.append(tag("text", f"{x:.0%}", class_="soft", **foot))
+        for y in ticks(self.bottom):
             grid.append(self.line([(self.left, y), (1.0, y)], "line"))
             side = {"x": LEFT - 8, "y": f"{self.y(y) + 4:.0f}", "text_anchor": "end"}
             grid.append(tag("text", f"{y:.0%}", class_="soft", **side))
-            foot = {"x": f"{self.x(x):.0f}", "y": HEIGHT - BOTTOM + 18, "text_anchor": "middle"}
-            grid.append(tag("text", f"{x:.0%}", class_="soft", **foot))
         middle = (TOP + HEIGHT - BOTTOM) // 2
         names = [
             tag("text", across, x=(LEFT + WIDTH - RIGHT) // 2, y=HEIGHT - 8, text_anchor="middle"),
             tag("text", up, transform=f"translate(13 {middle}) rotate(-90)", text_anchor="middle"),
         ]
         return drawing(WIDTH, HEIGHT, f"{up} (up), {across} (across)", *grid, *parts, *names)
+
+
+def ticks(start: float) -> list[float]:
+    """Round shares from where an axis begins up to 1, few enough to be read."""
+    step = next(step for step in (0.2, 0.1, 0.05, 0.02, 0.01) if (1 - start) / step > 2.5 or step == 0.01)
+    return [1 - step * i for i in range(int((1 - start) / step + 1e-6) + 1)]

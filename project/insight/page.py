@@ -58,7 +58,7 @@ svg .dot { fill: var(--main); } svg .band { fill: var(--faint); }
 svg .dot.bad { fill: var(--bad); } svg .band.bad { fill: var(--bad); fill-opacity: .3; }
 svg .goal { stroke: var(--soft); stroke-dasharray: 5 4; } svg .whisker, svg .curve { stroke: var(--main); }
 svg .curve, svg .whisker { stroke-width: 2; }
-.charts { display: flex; flex-wrap: wrap; gap: 1.5rem; }
+.charts { display: flex; flex-wrap: wrap; gap: 1.5rem; } .charts > div { width: 27.5rem; max-width: 100%; }
 details { margin: .7rem 0; } summary { cursor: pointer; color: var(--main); }
 .good { color: var(--good); } .bad { color: var(--bad); }
 @media print { h2, figure, tr { break-inside: avoid; } }

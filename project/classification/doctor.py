@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ from project import IGNORE, first_line, shortest
 from project.callbacks import run_folder
 from project.classification.data import ImageData
 from project.classification.diagnosis import Diagnosis, diagnose, summary
-from project.classification.evaluation import Evaluation
-from project.classification.head_start import HeadStart, cached_features
 from project.classification.model import ResNetClassifier
 from project.insight.data_page import capital, data_page
 from project.insight.issues import ISSUES, write_issues
@@ -36,11 +35,13 @@ class Doctor(Callback):
     Training goes on with the same numbers as without it, and whatever fails here is a warning.
 
     Args:
-        head_start: Its `setup` must come before.
+        head_start: The `HeadStart`, whose `setup` must come before.
+        cached_features: That of `project/classification/head_start.py`.
     """
 
-    def __init__(self, head_start: HeadStart) -> None:
+    def __init__(self, head_start: Any, cached_features: Callable[..., Tensor]) -> None:
         self.head_start = head_start
+        self.cached_features = cached_features
         self.diagnosis: Diagnosis | None = None
         self.of_test: dict[str, Tensor] = {}  # the features of test, if there is such a split
 
@@ -76,7 +77,7 @@ class Doctor(Callback):
         found = {"train": in_order(train, of_train, data.samples["train"]), "val": self.head_start.val_features}
         if "test" in data.samples:
             try:
-                self.of_test = {"test": cached_features(trainer, model, data, data.samples["test"])}
+                self.of_test = {"test": self.cached_features(trainer, model, data, data.samples["test"])}
             except Exception as error:
                 if trainer.world_size > 1:  # the others wait for this process
                     raise
@@ -137,10 +138,10 @@ def write(diagnosis: Diagnosis, data: ImageData, folder: Path) -> None:
     write_page(folder / PAGE, content)
 
 
-def without_leaks(evaluation: Evaluation, diagnosis: Diagnosis | None) -> dict[str, Any]:
+def without_leaks(evaluation: Any, diagnosis: Diagnosis | None) -> dict[str, Any]:
     """The top-1 on images that are not copies of training images, with their number, for `metrics.json`.
 
-    Empty if there are none, or nobody has looked.
+    Empty if there are none, or nobody has looked. `evaluation` is an `Evaluation`.
     """
     leaks = [] if diagnosis is None else diagnosis.of("leak")
     leaked = {issue.other for issue in leaks if issue.split == "train"}

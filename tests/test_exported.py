@@ -5,15 +5,21 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
+from platform import machine
+from shutil import which
 
+import export
 import numpy as np
 import pytest
+import train
 from helpers import ROOT
 from onnx import TensorProto, helper
 from onnx_samples import CLASSES, METADATA, SIZE, make_onnx, with_nodes, write
 
 from project import UserError
 from project.exported import Exported
+from project.images import load_for_evaluation
+from project.quantization import RECIPES, quantize
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
@@ -240,3 +246,37 @@ def test_a_thousand_mutants_are_refused_or_run(tmp_path, figure):
     refused, ran, peak = map(int, done.stdout.split())
     figure("mutated models: refused, run, peak of memory", f"{refused}, {ran}, {peak} MB")
     assert refused > 300 and ran > 100 and peak < 300
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("qemu-x86_64") is None or machine() != "x86_64", reason="needs qemu-x86_64 on such a CPU")
+def test_without_vnni_sums_do_not_saturate(tmp_path, figure):
+    """An emulated Haswell gives the bits of this CPU, but not where it is taken for a CPU with VNNI."""
+    best = train.main([f"--default_root_dir={tmp_path}", "--max_epochs=0"]).best
+    folder = export.main([f"--ckpt={best}", "--precision=int8", f"--output={tmp_path / 'export'}"])
+    preprocessing = Exported(folder / "model.onnx").preprocessing
+    files = sorted((ROOT / "project/sample/fashion-mnist/test").rglob("*.png"))[::6]
+    images = np.stack([load_for_evaluation(path, preprocessing) for path in files])
+    seven = tmp_path / "seven.onnx"
+    quantize(folder / "model.onnx", seven, images, RECIPES[0], reduce_range=True)
+    for name, has_vnni in (("haswell", False), ("vnni", True)):
+        (tmp_path / name / "proc").mkdir(parents=True)
+        flags = "avx2 avx512_vnni" if has_vnni else "avx2"
+        (tmp_path / name / "proc/cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
+
+    def largest_difference(model, cpuinfo):
+        """Of a probability here from one there; the emulator reads files from a folder first."""
+        np.save(tmp_path / "images.npy", images)
+        script = "import sys, numpy as np; from project.exported import Exported; " + (
+            "np.save(sys.argv[3], Exported(sys.argv[1], threads=1)(np.load(sys.argv[2])))"
+        )
+        emulator = ["qemu-x86_64", "-cpu", "Haswell", "-L", str(tmp_path / cpuinfo)]
+        words = [sys.executable, "-c", script, str(model), str(tmp_path / "images.npy"), str(tmp_path / "there.npy")]
+        subprocess.run([*emulator, *words], check=True, env=ENVIRONMENT, capture_output=True)
+        return float(np.abs(Exported(model, threads=1)(images) - np.load(tmp_path / "there.npy")).max())
+
+    assert largest_difference(folder / "model.int8.onnx", "haswell") == 0
+    assert largest_difference(seven, "vnni") == 0  # 7-bit weights need no help
+    saturated = largest_difference(folder / "model.int8.onnx", "vnni")
+    figure("int8 on a CPU that is wrongly taken for one with VNNI: largest change of a probability", saturated)
+    assert saturated > 0.1

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import export
 import numpy as np
 import pytest
-from helpers import COLOURS, save_image
+import train
+from helpers import COLOURS, ROOT, save_image
 from served import FORM, Server, colour_model, form, served
 
 from project import UserError
@@ -196,6 +198,23 @@ def test_thirty_two_clients_get_the_same_bits_as_one(server, images):
         answers = list(clients.map(lambda name: server.ask("/predict", images[name]), names))
     assert answers == [alone[name] for name in names]
     assert server.figures()["batch_images_sum"] - before["batch_images_sum"] == len(names)
+
+
+@pytest.mark.slow
+def test_int8_gives_the_same_bits_whatever_batch_an_image_falls_into(tmp_path, figure):
+    best = train.main([f"--default_root_dir={tmp_path}", "--max_epochs=0"]).best
+    folder = export.main([f"--ckpt={best}", "--precision=int8", f"--output={tmp_path / 'export'}"])
+    images = [path.read_bytes() for path in sorted((ROOT / "project/sample").rglob("test/*/*.png"))[::3]]
+    with served(tmp_path, folder / "model.int8.onnx") as server:
+        alone = [server.ask("/predict?top_k=10", image) for image in images]
+        assert len({str(answer) for answer in alone}) > 90 and {status for status, _ in alone} == {200}
+        before = server.figures()
+        with ThreadPoolExecutor(32) as clients:
+            answers = list(clients.map(lambda image: server.ask("/predict?top_k=10", image), images * 20))
+        found = {name: value - before.get(name, 0) for name, value in server.figures().items()}
+    assert found["batch_images_sum"] == len(answers) and found["batch_images_count"] < len(answers) / 2
+    figure("int8, 32 clients: images a batch", round(len(answers) / found["batch_images_count"], 2))
+    assert answers == alone * 20
 
 
 def test_too_many_images_at_once_are_turned_away(folder, images, monkeypatch):

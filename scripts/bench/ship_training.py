@@ -131,15 +131,15 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         return
     first = next(iter(seeds.values()))
     for kind, rows in seeds.items():
-        found = list(rows.values())
+        figures = list(rows.values())
         lost = [first[seed]["top1_fp32"] - row["top1"] for seed, row in rows.items()]
-        top1, losses = ([f"{x:+.4f}" for x in values] for values in ([row["top1"] for row in found], lost))
+        top1, losses = ([f"{x:+.4f}" for x in values] for values in ([row["top1"] for row in figures], lost))
         print(
-            f"{kind:<20} fp32 {mean(row['top1_fp32'] for row in found):.4f}  "
-            f"int8 {mean(row['top1'] for row in found):.4f} ({', '.join(top1)})  "
+            f"{kind:<20} fp32 {mean(row['top1_fp32'] for row in figures):.4f}  "
+            f"int8 {mean(row['top1'] for row in figures):.4f} ({', '.join(top1)})  "
             f"lost {mean(lost):+.4f} ({', '.join(losses)})  "
-            f"least agreement {min(row['agreement'] for row in found):.4f}  "
-            f"MB {max(row['mb'] for row in found):.2f}"
+            f"least agreement {min(row['agreement'] for row in figures):.4f}  "
+            f"MB {max(row['mb'] for row in figures):.2f}"
         )
 
 
@@ -153,7 +153,7 @@ def latencies(args: argparse.Namespace, output: Path) -> dict[str, list[float]]:
             on_fewer_pixels(whole, size, files[f"{size}px"])
     calls = {name: caller(path) for name, path in files.items()}
     image = np.zeros((1, 1, 1, 3), np.uint8)
-    return {name: [turns[i] for turns in rounds(calls, image)] for i, name in enumerate(calls)}
+    return dict(zip(calls, map(list, zip(*rounds(calls, image), strict=True)), strict=True))
 
 
 def rounds(calls: dict[str, Callable[[np.ndarray], Any]], image: np.ndarray) -> list[list[float]]:

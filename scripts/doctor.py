@@ -23,7 +23,8 @@ with quick_imports():
     from project.classification.data import ImageData
     from project.classification.diagnosis import Diagnosis
     from project.classification.doctor import PAGE, examine
-    from project.classification.head_start import adapt_norms, cached_features, norm_samples
+    from project.classification.features import cached_features
+    from project.classification.head_start import adapt_norms, norm_samples
     from project.classification.model import ResNetClassifier
     from project.cli import log, run
     from project.failures import user_errors

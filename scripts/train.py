@@ -27,7 +27,7 @@ with quick_imports():
     from project.classification.distillation import find_teacher, keep_head, own_model
     from project.classification.doctor import Doctor, without_leaks
     from project.classification.evaluation import evaluate, save
-    from project.classification.head_start import HeadStart, cached_features
+    from project.classification.head_start import HeadStart
     from project.classification.model import ResNetClassifier, has_head_start
     from project.classification.pictures import Pictures
     from project.classification.report import save_report
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> Trained:
     """Train and evaluate. Raises `UserError`."""
     with start(__doc__, ImageData, ResNetClassifier, SAMPLE, argv) as this:
         head_start = HeadStart()
-        doctor = Doctor(head_start, cached_features)
+        doctor = Doctor(head_start)
         trainer = make_trainer(this.options.monitor, [head_start, doctor, Pictures()], **this.trainer)
         data, model = build(this, trainer)
         metrics: dict[str, Any] = {}

@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_data_is_read(fa
 
 PLACES = {  # where the signal arrives
     "check": "project.classification.data.drop_bad_images",
-    "head start": "project.classification.head_start.compute_features",
+    "head start": "project.classification.features.compute_features",
     "sanity check": "project.classification.model.ResNetClassifier.validation_step",
     "first step": "project.classification.model.ResNetClassifier.training_step",
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 from project import UserError
 from project.checkpoint import Checkpoint, NotSaved, load_checkpoint, load_model
 from project.classification.data import ImageData
-from project.classification.head_start import cached_features, compute_features
+from project.classification.features import cached_features, compute_features
 from project.classification.model import ResNetClassifier
 from project.failures import user_errors
 from project.insight.calibration import Promises, honest_temperature, is_promises, promise_for, promises_of

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,17 @@ from project import IGNORE, first_line, shortest
 from project.callbacks import run_folder
 from project.classification.data import ImageData
 from project.classification.diagnosis import Diagnosis, diagnose, summary
+from project.classification.features import cached_features
 from project.classification.model import ResNetClassifier
 from project.insight.data_page import capital, data_page
+from project.insight.growth import Growth, growth
 from project.insight.issues import ISSUES, write_issues
 from project.insight.page import write_page
 from project.splits import Samples
 
 log = logging.getLogger(__name__)
 
+MAX_LEARNED = 5000  # images from which it is learned what more would bring: seconds
 MAX_UNASKED = 100_000  # images, which take minutes
 PAGE = "data_report.html"
 FAIR = 0.7  # share of the labels that a classifier agrees with, below which it can judge few of them
@@ -35,14 +37,13 @@ class Doctor(Callback):
     Training goes on with the same numbers as without it, and whatever fails here is a warning.
 
     Args:
-        head_start: The `HeadStart`, whose `setup` must come before.
-        cached_features: That of `project/classification/head_start.py`.
+        head_start: The `HeadStart`, whose `setup` must come before; any, so that this file needs not know it.
     """
 
-    def __init__(self, head_start: Any, cached_features: Callable[..., Tensor]) -> None:
+    def __init__(self, head_start: Any) -> None:
         self.head_start = head_start
-        self.cached_features = cached_features
         self.diagnosis: Diagnosis | None = None
+        self.growth: Growth | None = None
         self.of_test: dict[str, Tensor] = {}  # the features of test, if there is such a split
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -57,6 +58,7 @@ class Doctor(Callback):
             features = self.features(trainer, model, data, *train)
             if trainer.is_global_zero:
                 self.diagnosis = examine(data, features, run_folder(trainer))
+                self.growth = growth_of(data, features)
             trainer.strategy.barrier()
 
     def is_wanted(self, data: ImageData, has_features: bool) -> bool:
@@ -77,12 +79,26 @@ class Doctor(Callback):
         found = {"train": in_order(train, of_train, data.samples["train"]), "val": self.head_start.val_features}
         if "test" in data.samples:
             try:
-                self.of_test = {"test": self.cached_features(trainer, model, data, data.samples["test"])}
+                self.of_test = {"test": cached_features(trainer, model, data, data.samples["test"])}
             except Exception as error:
                 if trainer.world_size > 1:  # the others wait for this process
                     raise
                 log.warning(f"The data set's doctor looks at the test images without features ({first_line(error)})")
         return found | self.of_test
+
+
+def growth_of(data: ImageData, features: dict[str, Tensor]) -> Growth | None:
+    """What more images would bring; None if nobody can say. Whatever fails is a warning."""
+    train, val = features["train"], features["val"]
+    labels = data.labels(data.samples["train"])
+    some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:MAX_LEARNED].sort().values
+    known = (train[some].float().numpy(), labels[some].numpy())
+    seen = (val.float().numpy(), data.labels(data.samples["val"]).numpy())
+    try:
+        return growth(*known, *seen, len(data.class_names))
+    except Exception as error:
+        log.warning(f"What more images would bring is not known: {type(error).__name__}: {first_line(error)}")
+        return None
 
 
 def in_order(known: Samples, features: Tensor, samples: Samples) -> Tensor:

@@ -5,12 +5,10 @@ So the head is first fitted on features, which takes seconds; fine-tuning starts
 fine-tuning", LP-FT, Kumar et al. 2022, arXiv 2202.10054). If the backbone stays frozen, all epochs use the features.
 """
 
-import json
 import logging
 import os
 import random
 import shutil
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -20,16 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from project import UserError
-from project.cache import fingerprints, load_features, save_features
 from project.classification import HEAD_START
 from project.classification.data import ImageData
+from project.classification.features import cached_features
 from project.classification.model import ResNetClassifier
 from project.lightning_internals import save_with_metrics
-from project.loading import gather_in_order
-from project.progress import shown
 from project.splits import Samples
 from project.trainer import best_of
-from project.weights import find_architecture
 
 log = logging.getLogger(__name__)
 
@@ -194,45 +189,6 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
             if not statistic.isfinite().all():
                 raise UserError("the network's outputs are not finite on the training images: use other weights")
     model.train()
-
-
-def cached_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> Tensor:
-    """The backbone's features of images as in evaluation, `(N, F)` on the CPU: from the cache, or computed and cached.
-
-    The cache key covers all that they depend on: files, weights, preprocessing, precision and the versions of the code.
-    """
-    key = blake2b(digest_size=16)
-    key.update(fingerprints(path for path, _ in samples).tobytes())
-    for name, tensor in model.net.state_dict().items():
-        if not name.startswith(f"{model.head_name}."):
-            key.update(name.encode() + tensor.cpu().numpy().tobytes())
-    arch = model.hparams["arch"]
-    settings = [arch, data.preprocessing, trainer.precision, find_architecture(arch).version]
-    key.update(json.dumps(settings).encode())
-
-    features = load_features(key.hexdigest(), (len(samples), model.head.linear.in_features))
-    if trainer.strategy.reduce_boolean_decision(features is not None, all=True):  # all processes take the same branch
-        assert features is not None
-        return features
-    features = compute_features(trainer, model, data, samples)
-    if trainer.is_global_zero:
-        save_features(key.hexdigest(), features)
-    return features
-
-
-@torch.no_grad()
-def compute_features(trainer: Trainer, model: ResNetClassifier, data: ImageData, samples: Samples) -> Tensor:
-    """Run the backbone over images, divided among the processes; returns all features, `(N, F)` on the CPU."""
-    model.eval()
-    mine = []
-    batches = shown(data.image_loader(samples), "Computing features", here=trainer.is_global_zero)
-    with trainer.precision_plugin.forward_context():
-        for images, _ in batches:
-            mine.append(model.features(images.to(model.device, non_blocking=True)).cpu())
-    model.train()
-    features = torch.cat(mine)
-    part = features if trainer.world_size == 1 else features.float().to(model.device)
-    return gather_in_order(trainer, part, len(samples)).to(features.dtype)
 
 
 def fit_head(

@@ -235,7 +235,7 @@ class ResNetClassifier(Scored):
         self.val_metrics.update(self(images), labels)
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> tuple[Tensor, Tensor, Any]:
-        """Probabilities, float32 `(B, num_classes)`, features `(B, F)`, and what the loader returned with the images."""
+        """Probabilities, float32 `(B, num_classes)`, features `(B, F)`, and what the loader returned with them."""
         images, notes = batch
         features = self.features(images)
         return self(features).softmax(dim=1), features, notes

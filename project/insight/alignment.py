@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from project.insight.glances import SIDE
+from project.insight import SIDE
 
 SMOOTH = 0.5  # pixels of blur, so that an image sampled anew still agrees
 BLUR = 4.0  # pixels: details are what this blur takes away

@@ -13,13 +13,12 @@ from rich.progress import track
 
 from project import num_cores
 from project.decoding import BadImage, decoded, opened
+from project.insight import SIDE
 from project.pixels import Picture
 from project.preprocessing import WHITE
 
-SIDE = 32  # of a thumbnail, in pixels
-LEAST = (
-    4 * SIDE
-)  # pixels a side that a JPEG keeps when it is decoded smaller: else its thumbnail is sampled differently
+# pixels a side that a JPEG keeps when it is decoded smaller: else its thumbnail is sampled differently
+LEAST = 4 * SIDE
 BLOCK = 4096  # files whose work is queued at once
 BORDERS = ("border red", "border green", "border blue")
 NUMBERS = ("width", "height", "aspect", "brightness", "contrast", "colour", *BORDERS, "bytes a pixel")

@@ -45,7 +45,8 @@ def features_of(name: str, root: str, size: int, cache: Path) -> dict[str, np.nd
 
     from project.backbones import make_net
     from project.classification.data import ImageData
-    from project.classification.head_start import adapt_norms, compute_features, norm_samples
+    from project.classification.features import compute_features
+    from project.classification.head_start import adapt_norms, norm_samples
     from project.classification.model import ResNetClassifier
     from project.weights import preprocessing_for
 

@@ -1,6 +1,5 @@
 """What an export cost is counted right, and what is too much is refused."""
 
-
 import numpy as np
 import pytest
 

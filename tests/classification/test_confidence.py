@@ -53,11 +53,14 @@ def changed(trained, tmp_path, **parts):
 PROMISES = [[0.9, 0.4, 40.0, 37.0], [0.95, 0.9999, 20.0, 19.0]]
 
 
-def test_predict_answers_where_the_promise_holds_and_says_how_unlike_an_image_is(trained, tmp_path, capsys, fails):
+def test_predict_answers_where_the_promise_holds_and_says_how_unlike_an_image_is(
+    trained, tmp_path, capsys, caplog, fails
+):
     path = changed(trained, tmp_path, promises=PROMISES, temperature=2.0)
     images = str(fill(tmp_path / "images", 2))
     predict.main([*CPU, f"--ckpt={path}", images, f"--output={tmp_path / 'p.csv'}", "--unsure=0.95"])
-    assert "Sure from 1.000 on: 19 of 20 such validation images were right" in capsys.readouterr().err
+    assert "Sure from 1.000 on: 19 of 20 such validation images were right" in caplog.text
+    capsys.readouterr()
     with open(tmp_path / "p.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 and {row["unsure"] for row in rows} == {"yes"}

@@ -24,7 +24,7 @@ from helpers import (
 from torch.nn import functional as F
 
 from project.checkpoint import load_checkpoint
-from project.classification import datasets, head_start
+from project.classification import datasets, features
 from project.classification.head_start import fit_head
 from project.classification.model import ResNetClassifier
 
@@ -39,13 +39,13 @@ def empty_cache(tmp_path, monkeypatch):
 def computed(monkeypatch) -> list[int]:
     """The number of images in each run of the backbone."""
     counts: list[int] = []
-    original = head_start.compute_features
+    original = features.compute_features
 
     def counting(trainer, model, data, samples):
         counts.append(len(samples))
         return original(trainer, model, data, samples)
 
-    monkeypatch.setattr(head_start, "compute_features", counting)
+    monkeypatch.setattr(features, "compute_features", counting)
     return counts
 
 

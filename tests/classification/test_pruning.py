@@ -16,7 +16,8 @@ from helpers import FAST, PREPROCESSING, fill, forged, make
 from torchvision.models import get_model
 
 from project.checkpoint import DurableCheckpointIO, load_checkpoint, load_model
-from project.classification import head_start, pruning
+from project.classification import features as feature_room
+from project.classification import pruning
 from project.classification.model import ResNetClassifier, load
 from project.classification.pruning import cut_least_worth, prune, training_data
 from project.pruning import channel_groups, multiply_adds
@@ -177,14 +178,14 @@ def test_find_takes_its_weights(trained, cut, capsys, tmp_path):
 
 def test_cached_features_of_the_full_network_are_not_taken_for_its_own(trained, cut, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shapes, compute = [], head_start.compute_features
+    shapes, compute = [], feature_room.compute_features
 
     def computed(*arguments):
         features = compute(*arguments)
         shapes.append(features.shape[1])
         return features
 
-    monkeypatch.setattr(head_start, "compute_features", computed)
+    monkeypatch.setattr(feature_room, "compute_features", computed)
     for weights in (trained / "checkpoints/best.ckpt", cut):
         options = [*FAST, f"--data.root={trained.parents[1] / 'data'}", f"--default_root_dir={tmp_path}"]
         train.main(

@@ -78,15 +78,20 @@ def prune(
     save_pruned(source, keep, pruned, root)
     argv = [*options_of(source, root), *options, f"--model.weights={pruned}", f"--max_epochs={max_epochs}"]
     argv += [f"--name={name}", f"--default_root_dir={default_root_dir}", "--ckpt_path=auto"]
+    return retrain(train, argv, keep, pruned.parent / name)
+
+
+def retrain(train: Callable[[list[str]], Trained], argv: list[str], keep: float, run: Path) -> Path:
+    """Train a pruned model; returns its `best.ckpt`. Arguments and errors as for `prune`; `run` is the run folder."""
     try:
         best = train(argv).best
     except UserError as error:
-        raise UserError(f"--prune {keep:g}: {error} ({about_options(pruned.parent / name)})") from error
+        raise UserError(f"--prune {keep:g}: {error} ({about_options(run)})") from error
     except SystemExit:
         log.info("--prune: the same command goes on with this run")
         raise
     if best is None:
-        raise UserError(f"--prune {keep:g}: the run {name} has no best.ckpt")
+        raise UserError(f"--prune {keep:g}: the run {run.name} has no best.ckpt")
     return best
 
 

@@ -24,7 +24,7 @@ from helpers import (
 from torch.nn import functional as F
 
 from project.checkpoint import load_checkpoint
-from project.classification import datasets, features
+from project.classification import datasets, features, head_start
 from project.classification.head_start import fit_head
 from project.classification.model import ResNetClassifier
 

@@ -152,6 +152,21 @@ def nearest(name: str, options: list[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else " (see --help)"
 
 
+def status_for(error: BaseException, script: str) -> int | str | None:
+    """What `sys.exit` is to be called with after an error: a line for the user; None for an error in the program."""
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more at exit
+        return 128 + 13 if error.errno == errno.EPIPE else f"{script}: error: cannot write ({error.strerror})"
+    if isinstance(error, MemoryError):
+        return f"{script}: error: out of memory{limited()}"
+    if not is_for_the_user(error):
+        return None
+    text = str(error).strip()
+    if "Original Traceback" in text:  # raised in a data worker; the last line is the original message
+        text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+    return f"{script}: error: {printable(' '.join(text.split()))}"
+
+
 def run(main: Callable[[], Any]) -> NoReturn:
     """Call a script's main function; a `UserError` is printed on one line, with exit status 1.
 
@@ -174,8 +189,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
         received.append(signum)
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
-    signals = stopping_signals()
-    for signum in signals:
+    for signum in stopping_signals():
         signal.signal(signum, stop)
     try:
         main()
@@ -183,19 +197,11 @@ def run(main: Callable[[], Any]) -> NoReturn:
     except BaseException as error:
         if received:  # Lightning may change the exit, or the interrupted code may raise another error
             sys.exit(128 + received[0])
-        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more at exit
-            sys.exit(128 + 13 if error.errno == errno.EPIPE else f"{script}: error: cannot write ({error.strerror})")
-        if isinstance(error, MemoryError):
-            sys.exit(f"{script}: error: out of memory{limited()}")
-        if not is_for_the_user(error):
+        if (status := status_for(error, script)) is None:
             raise
-        text = str(error).strip()
-        if "Original Traceback" in text:  # raised in a data worker; the last line is the original message
-            text = text.split("\n")[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        sys.exit(f"{script}: error: {printable(' '.join(text.split()))}")
+        sys.exit(status)
     finally:
-        for signum in signals:  # only the exit is left
+        for signum in stopping_signals():  # only the exit is left
             signal.signal(signum, stop_at_once)
         gc.freeze()  # at exit Python inspects all objects once more, which takes a second after importing torch
     sys.exit(128 + received[0] if received else 0)  # Python drops exceptions in `__del__` and in callbacks from C

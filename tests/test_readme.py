@@ -93,7 +93,7 @@ def test_the_notebook_runs(tmp_path):
 
 def test_the_readme_is_short_and_begins_with_a_picture():
     assert len(README.split()) < 1600
-    assert re.search(r"!\[.+\]\((.+)\)", README)[1] == "docs/mistakes.png"
+    assert re.search(r"!\[.+\]\((.+)\)", README)[1] == "docs/report.png"
 
 
 def test_files_named_in_the_readme_exist():

@@ -194,7 +194,9 @@ def layout(content: dict) -> dict:
         "groups": [[group["name"], len(group["params"])] for group in groups],
         "callbacks": sorted(content["callbacks"]),
         "data": sorted(content["ImageData"].keys() - {"samples"}),  # which those of earlier versions lack
-        "hyper_parameters": sorted(content["hyper_parameters"].keys() - {"teacher", "teacher_sha256"}),  # likewise
+        "hyper_parameters": sorted(
+            content["hyper_parameters"].keys() - {"teacher", "teacher_sha256", "temperature"}
+        ),  # likewise
         "schedule": len(content["lr_schedulers"][0]["lr_lambdas"]),
     }
 

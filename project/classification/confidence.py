@@ -91,10 +91,11 @@ def with_confidence(trainer: Trainer, data: ImageData, checkpoint: Checkpoint) -
     model = load_model(checkpoint, ResNetClassifier)
     model = trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device)  # type: ignore[assignment]
     some = {split: choose(data.samples[split], number) for split, number in MAX_IMAGES.items()}
-    if content["global_step"] == 0:  # the features of the head start, which are in the cache
+    if content["global_step"] == 0 or data.features:  # those of the head start, which are in the cache, or at hand
         listed = data.samples["train"] + data.samples["val"]
         place = {path: i for i, (path, _) in enumerate(listed)}
-        known = cached_features(trainer, model, data, listed)
+        at_hand = [data.features[split] for split in MAX_IMAGES if split in data.features]
+        known = torch.cat(at_hand) if len(at_hand) == 2 else cached_features(trainer, model, data, listed)
         features = {split: known[[place[path] for path, _ in samples]] for split, samples in some.items()}
     else:
         both = compute_features(trainer, model, data, some["train"] + some["val"])

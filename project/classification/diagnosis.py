@@ -258,7 +258,7 @@ def of_leaks(diagnosis: Diagnosis) -> str:
         return ""
     parts = [f"{count:,} of {diagnosis.counts[split]:,} {split}" for split, count in diagnosis.leaked.items()]
     source = " or ".join(dict.fromkeys({"train": "training"}.get(i.split, i.split) for i in diagnosis.of("leak")))
-    return f"{' and '.join(parts)} images are copies of {source} images (figures on them are too good)"
+    return f"{' and '.join(parts)} images look like copies of {source} images"
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:

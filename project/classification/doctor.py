@@ -166,5 +166,6 @@ def without_leaks(evaluation: Any, diagnosis: Diagnosis | None) -> dict[str, Any
     if not kept.any() or not any(path in leaked for path, _ in evaluation.samples):
         return {}
     right = evaluation.predictions.classes[:, 0] == evaluation.predictions.labels
-    top1 = right[kept].double().mean().item()
-    return {"top1_without_leaks": top1, "num_samples_without_leaks": int(kept.sum())}
+    top1, number = right[kept].double().mean().item(), int(kept.sum())
+    log.info(f"Unleaked:    top1 {top1:.4f} on the {number:,} images that are no copies of training images")
+    return {"top1_without_leaks": top1, "num_samples_without_leaks": number}

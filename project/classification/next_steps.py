@@ -56,9 +56,10 @@ def leak_step(m: Material) -> p.Html | None:
     if not len(found) or not len(rest.labels):
         return None
     right, total = int(rest.right.sum()), len(rest.labels)
+    look, them = ("looks like a copy", "it") if len(found) == 1 else ("look like copies", "them")
     return p.join(
-        f"{len(found):,} of these {m.images} {'is a copy' if len(found) == 1 else 'are copies'} of images in another "
-        f"split. Without {'it' if len(found) == 1 else 'them'}, it is right on {right:,} of {total:,}: "
+        f"{len(found):,} of these {m.images} {look} of images in another split. Without {them}, it is right on "
+        f"{right:,} of {total:,}: "
         f"{percent(right / total)} ({span(*wilson_interval(right, total))}). (",
         p.link("#data", "the data"),
         ")",

@@ -161,7 +161,7 @@ def about_data(m: Material) -> list[Any]:
         parts.append(NOTHING)
     copies = leaked(m.main, m.issues or [])
     if len(copies):
-        parts.append(p.tag("h3", f"{len(copies):,} of these {m.images} are copies of images in another split"))
+        parts.append(p.tag("h3", f"{len(copies):,} of these {m.images} look like copies of images in another split"))
         figures = [
             p.picture(None if (image := m.read(int(i))) is None else p.thumbnail(image), Path(path).name, title=path)
             for i in copies[:SHOWN]

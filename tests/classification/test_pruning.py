@@ -193,6 +193,7 @@ def test_cached_features_of_the_full_network_are_not_taken_for_its_own(trained, 
                 *options,
                 f"--model.weights={weights}",
                 "--model.fine_tune=head",
+                "--data.doctor=false",
                 "--limit_test_batches=0",
                 "--max_epochs=0",
             ]

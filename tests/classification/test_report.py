@@ -74,7 +74,7 @@ def test_leaked_images_are_told_with_the_figure_without_them(trained, tmp_path, 
     evaluate.main([f"--ckpt={run / 'checkpoints/best.ckpt'}", f"--output={tmp_path / 'out'}", "--accelerator=cpu"])
     rest = [row["predicted"] == row["label"] for row in rows[3:]]
     words = words_of(tmp_path / "out")
-    assert "3 of these test images are copies of images in another split. Without them" in words
+    assert "3 of these test images look like copies of images in another split. Without them" in words
     assert f"right on {sum(rest)} of {len(rest)}" in words
     assert "2 labels are probably wrong, of which about 1 truly are" in words
     check_equal(tmp_path / "out")

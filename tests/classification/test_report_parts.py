@@ -44,7 +44,7 @@ def test_what_was_found_in_the_data_is_counted_and_nothing_is_said_to_be_nothing
     assert "Nothing suspicious" in page_of(material(3, 60, []))
     assert "Nothing suspicious" in page_of(material(3, 60, [Issue("unlike", "/1.png")]))
     words = check_offline(page_of(material(3, 60, [Issue("leak", "/train.png", other="/7.png")]))).words
-    assert "1 of these test images are copies" in words and "7.png" in words
+    assert "1 of these test images look like copies" in words and "7.png" in words
 
 
 def test_overstated_percentages_are_called_so_and_good_ones_are_not():

@@ -57,10 +57,9 @@ def test_promises_are_kept_on_the_images_that_they_come_from_and_nearly_on_other
 def test_no_promise_is_made_that_the_images_do_not_support():
     assert promises_of(np.array([]), np.array([], bool)) == []
     assert promises_of(np.full(19, 0.9), np.ones(19, bool)) == []
-    half = np.arange(100) % 2 == 0
-    found = promises_of(np.full(100, 0.9), half)  # all are equally sure: answered together
-    assert found == [[0.5, 0.9, 100.0, 50.0]]
-    assert promise_for(found, 0.5) == found[0] and promise_for(found, 0.51) is None
+    found = promises_of(np.full(100, 0.9), np.arange(100) % 5 > 1)  # all are equally sure: answered together
+    assert found == [[k / 100, 0.9, 100.0, 60.0] for k in range(50, 60)]  # 60 of 101 would be 0.594
+    assert promise_for(found, 0.585) == found[9] and promise_for(found, 0.6) is None
 
 
 @pytest.mark.parametrize("value", [None, [[0.9]], [["a", 0, 1, 1]], [[0.9, 2, 1, 1]], [[0.9, 0.5, 1, math.nan]], "x"])

@@ -50,7 +50,7 @@ def changed(trained, tmp_path, **parts):
     return tmp_path / "changed.ckpt"
 
 
-PROMISES = [[0.9, 0.4, 40.0, 37.0], [0.95, 0.9999, 20.0, 19.0]]
+PROMISES = [[0.9, 0.3, 40.0, 37.0], [0.95, 0.9999, 20.0, 19.0]]
 
 
 def test_predict_answers_where_the_promise_holds_and_says_how_unlike_an_image_is(

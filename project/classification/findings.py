@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from project import IGNORE, printable
+from project.insight.calibration import promise_for, promises_of
 from project.insight.issues import Issue
 from project.metrics import wilson_interval
 from project.splits import Samples
@@ -196,7 +197,7 @@ def leaked(evaluation: Evaluation, issues: Iterable[Issue]) -> np.ndarray:
 
 
 def least_confidence(seen: Seen, promise: float = PROMISE) -> float | None:
-    """How sure a model must be for its answers to be right as often as promised.
+    """How sure a model must be for its answers to be right as often as promised; `predict.py --unsure` says the same.
 
     Args:
         seen: Images that are not those for which the promise is made: of the validation split.
@@ -205,13 +206,8 @@ def least_confidence(seen: Seen, promise: float = PROMISE) -> float | None:
     Returns:
         The lowest such probability; None if it may answer always, or if none is high enough for 20 images or more.
     """
-    order = np.argsort(-seen.confidence, kind="stable")
-    shares = np.cumsum(seen.right[order]) / np.arange(1, len(order) + 1)
-    ends = np.append(np.diff(seen.confidence[order]) != 0, True) if len(order) else np.array([], bool)
-    good = np.flatnonzero(ends & (shares >= promise))
-    if not len(good) or good[-1] + 1 in range(20) or good[-1] + 1 == len(order):
-        return None
-    return float(seen.confidence[order[good[-1]]])
+    row = promise_for(promises_of(seen.confidence, seen.right), promise)
+    return None if row is None or row[2] == len(seen.labels) else row[1]
 
 
 def percent(share: float) -> str:

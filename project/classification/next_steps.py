@@ -37,8 +37,8 @@ def next_steps(m: Material, rows: list[ClassResult], pairs: list[Pair]) -> list[
         more = f", and {len(weak) - 1:,} more classes are below the rest" if len(weak) > 1 else ""
         steps.append(
             p.text(
-                f"{m.name(worst.label)} is right on {worst.right:,} of {worst.total:,}, surely below the other classes"
-                f"{more}: this is where to check labels and to add images first."
+                f"{m.name(worst.label)} is right on {worst.right:,} of {worst.total:,}, surely below the others "
+                f"together{more}: this is where to check labels and to add images first."
             )
         )
     if sure := int((~seen.right & (seen.confidence >= SURE)).sum()):

@@ -37,7 +37,7 @@ def test_what_there_is_is_counted():
     val = evaluation("val", [0] * 100, [0] * 80 + [1] * 20, np.r_[np.full(80, 0.9), np.full(20, 0.6)])
     words = words_of(main, [val], growth=(100, 0.8, 0.85, 0.88))
     assert "Look at cat and <dog>: 30 of 30 mistakes are between them" in words
-    assert "<dog> is right on 30 of 60, surely below the other classes" in words
+    assert "<dog> is right on 30 of 60, surely below the others together" in words
     assert "10 of 30 mistakes were made with 95% or more" in words
     assert "about 5.0 points more from twice as many" in words
     assert "90.0% sure or more" in words and "and is right on 90 of these 100: 90.0%" in words

@@ -164,10 +164,12 @@ def make_files(
     """
     identity = {"arch": model.hparams["arch"], "checkpoint_sha256": sha256(checkpoint.path)}
     identity["threshold"] = args.threshold
+    confidence = confidence_of(checkpoint)
     if args.temperature is None:
         args.temperature = model.temperature
-        confidence = confidence_of(checkpoint)
         identity["promises"] = confidence.promises if confidence else []
+    elif confidence and confidence.promises:
+        log.info("--temperature: predict.py --unsure will not be possible, since its thresholds are for another one")
     model.temperature = 1.0  # from here on it is in the graph
     if args.temperature == "fit":
         args.temperature = temperature_of(model, data)

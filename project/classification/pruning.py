@@ -152,7 +152,8 @@ def save_pruned(source: Checkpoint, keep: float, path: Path, root: str | Path | 
     data = training_data(source, model, root)
     with user_errors(data.batch_size):
         cut_least_worth(model, data, keep)
-    hyper_parameters = {**source.content["hyper_parameters"], "teacher": None, "teacher_sha256": None}
+    new = {"teacher": None, "teacher_sha256": None, "temperature": 1.0}
+    hyper_parameters = {**source.content["hyper_parameters"], **new}
     content = {name: source.content[name] for name in ("config", "pytorch-lightning_version")}
     content |= {"hyper_parameters": hyper_parameters, "state_dict": model.cpu().state_dict(), "pruned": origin}
     DurableCheckpointIO().save_checkpoint(content | {"epoch": 0, "global_step": 0}, path)

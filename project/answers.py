@@ -1,8 +1,15 @@
 """From probabilities to the answers that are shown: which classes come first. Imports no torch."""
 
+import math
+from typing import Any
+
 import numpy as np
 
 from project import UserError
+
+PROMISES = [share / 100 for share in range(50, 100)]  # of how often answers are right
+
+Promises = list[list[float]]  # [promise, threshold, answered, right], see `project.insight.calibration.promises_of`
 
 
 def most_probable(probabilities: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,3 +30,16 @@ def check_finite(probabilities: np.ndarray) -> None:
     """Refuse probabilities that are no numbers. Raises `UserError`."""
     if not np.isfinite(probabilities).all():
         raise UserError("the model's output is not a number: its weights, or its mean and std, are damaged")
+
+
+def promise_for(promises: Promises, wanted: float) -> list[float] | None:
+    """The first of the promises that is at least as strict as what is wanted; None if there is none."""
+    return next((row for row in promises if row[0] >= wanted - 1e-9), None)
+
+
+def is_promises(value: Any) -> bool:
+    """Whether a value that was read from a file is what `promises_of` returns."""
+    if not isinstance(value, list) or len(value) > len(PROMISES):
+        return False
+    rows = all(isinstance(row, list) and len(row) == 4 and all(type(x) in (int, float) for x in row) for row in value)
+    return rows and all(0 <= row[0] <= 1 and 0 <= row[1] <= 1 and 0 <= row[3] <= row[2] < math.inf for row in value)

@@ -14,8 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from project import UserError, first_line, num_cores, printable
-from project.answers import check_finite
-from project.insight.calibration import Promises, is_promises
+from project.answers import Promises, check_finite, is_promises
 from project.onnx_files import OnnxFile, read_onnx
 from project.preprocessing import Preprocessing, check_preprocessing
 

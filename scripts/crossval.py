@@ -10,6 +10,7 @@ It takes the options of scripts/train.py. The runs are in lightning_logs/crossva
 import csv
 import json
 import math
+import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ with quick_imports():
     from project.classification.model import ResNetClassifier
     from project.cli import log, run
     from project.files import check_writable, lock, whole, write_csv
+    from project.insight.issues import Excluded
+    from project.listing import expanded
     from project.results import Trained
     from project.runs import Run, start
     from project.samples import find_samples
@@ -51,7 +54,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     try:
         for i, options in enumerate(prepare(this, folder, what, count), start=1):
             log.info(f"{what.removesuffix('s').capitalize()} {i} of {count}")
-            trained = train.main([*without_name(argv), *options, "--devices=1", "--ckpt_path=auto"])
+            sample = [] if any(word.startswith("--data.root") for word in argv) else train.SAMPLE
+            trained = train.main([*sample, *without_name(argv), *options, "--devices=1", "--ckpt_path=auto"])
             if "top1" not in trained.metrics or trained.folder is None:
                 raise UserError("a run without test figures: leave out --fast_dev_run and --limit_test_batches")
             runs.append(trained)
@@ -111,7 +115,7 @@ def prepare(this: Run, folder: Path, what: str, count: int) -> list[list[str]]:
     if what == "seeds":
         first = this.options.seed
         return [[f"--seed={first + i}", f"--default_root_dir={folder / name}"] for i, name in enumerate(names)]
-    given = ("--data.path_column=null", "--data.label_column=null")
+    given = ("--data.path_column=null", "--data.label_column=null", "--data.exclude=null")
     return [[f"--data.root={folder / name}.csv", f"--default_root_dir={folder / name}", *given] for name in names]
 
 
@@ -119,7 +123,10 @@ def manifests(this: Run, folds: int) -> Iterator[str]:
     """The manifest of each fold as text: its images are the test split, of the others some are for validation."""
     data = this.options.data
     listed, groups = find_samples(data.root, data.path_column, data.label_column)
-    samples = [sample for split in listed.values() for sample in split]
+    root = os.path.abspath(expanded(data.root))
+    folder = root if os.path.isdir(root) else os.path.dirname(root)
+    excluded = Excluded(data.exclude and expanded(data.exclude), folder)
+    samples = [sample for split in excluded.of(listed).values() for sample in split]
     if listed.keys() - {"all"}:
         log.info(f"{shortest(data.root)}: the images of {quoted(listed)} are put together, then divided into folds")
     fold = draw_folds(samples, folds, data.split_seed, groups)

@@ -164,7 +164,7 @@ def make_files(
     """
     identity = {"arch": model.hparams["arch"], "checkpoint_sha256": sha256(checkpoint.path)}
     identity["threshold"] = args.threshold
-    confidence = confidence_of(checkpoint)
+    confidence = confidence_of(checkpoint, model.head.linear.in_features)
     if args.temperature is None:
         args.temperature = model.temperature
         identity["promises"] = confidence.promises if confidence else []

@@ -19,14 +19,13 @@ with quick_imports():
     import numpy as np  # and no PyTorch, which only checkpoints need
 
     from project import INFINITY, UserError, check_ranges, first_few, num_cores, printable
-    from project.answers import check_finite, most_probable
+    from project.answers import Promises, check_finite, most_probable, promise_for
     from project.cli import Parser, add_model_options, is_exported, log, run
     from project.decoding import BadImage
     from project.exported import Exported
     from project.failures import user_errors
     from project.files import write_csv
     from project.images import load_for_evaluation
-    from project.insight.calibration import Promises, promise_for
     from project.listing import check_regular, expanded, list_images, passed_over
 
 RANGES = {"unsure": (0.5, 0.99), "top_k": (1, INFINITY), "batch_size": (1, INFINITY), "num_workers": (0, INFINITY)}
@@ -134,7 +133,8 @@ def trained_model(args: Any) -> Model:
         from project.trainer import inference_trainer
 
     checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
-    model, confidence = load_model(checkpoint, ResNetClassifier), confidence_of(checkpoint)
+    model = load_model(checkpoint, ResNetClassifier)
+    confidence = confidence_of(checkpoint, model.head.linear.in_features)
 
     def classify(paths: list[str]) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
         loader = DataLoader(
@@ -220,7 +220,9 @@ def check_output(path: str) -> None:
 def threshold_for(path: str, promises: Promises, wanted: float) -> float:
     """The confidence from which on a model keeps a promise. Raises `UserError` if there is none."""
     if not promises:
-        raise UserError(f"--unsure: {path} knows no such shares: train it, or export it from a checkpoint, once more")
+        raise UserError(
+            f"--unsure: {path} makes no promise: it is of an older version, or had too few validation images"
+        )
     if (row := promise_for(promises, wanted)) is None:
         most = f"at most {promises[-1][0]:g} were right, however sure the answers"
         raise UserError(f"--unsure {wanted:g}: on the validation images, {most}")

@@ -124,14 +124,15 @@ def evaluate_best(
         score = float(best.best_model_score or 0)
         log.info(outcome(trainer.current_epoch, checkpoint.content, str(best.monitor), score, head_start.val_metrics))
         if checkpoint.content["global_step"] == 0 and head_start.val_features is not None:
-            data.use_features({"val": head_start.val_features, **doctor.of_test})
+            known = {} if data.bad_images == "skip" else doctor.of_test  # a broken file has those of another
+            data.use_features({"val": head_start.val_features, **known})
     trainer.enable_autolog_hparams = False  # some loggers reject a second, different set, such as the reloaded one
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
         summary: dict[str, Any] = {}
         page = None
         evaluations = evaluate(trainer, model, data, list(dict.fromkeys(("val", data.test_split))))
         if evaluations:  # not with --limit_test_batches 0
-            leaks = without_leaks(evaluations[-1], doctor.diagnosis)
+            leaks = without_leaks(evaluations[-1], this.folder, data)
             page = save_report(trainer, model, evaluations, data, this.folder, this.folder, doctor.growth)
             summary = save(trainer, evaluations, data, this.folder, origin(checkpoint, data.root) | leaks)
     if this.folder is None:

@@ -13,13 +13,14 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from project import UserError
+from project import UserError, first_line
+from project.answers import Promises, is_promises, promise_for
 from project.checkpoint import Checkpoint, NotSaved, load_checkpoint, load_model
 from project.classification.data import ImageData
 from project.classification.features import cached_features, compute_features
 from project.classification.model import ResNetClassifier
 from project.failures import user_errors
-from project.insight.calibration import Promises, honest_temperature, is_promises, promise_for, promises_of
+from project.insight.calibration import MIN_ANSWERED, honest_temperature, promises_of
 from project.insight.outliers import Familiarity
 from project.splits import Samples
 from project.trainer import best_of
@@ -27,6 +28,7 @@ from project.trainer import best_of
 log = logging.getLogger(__name__)
 
 MAX_IMAGES = {"train": 2000, "val": 5000}  # more are no more accurate
+MAX_CACHED = 50_000  # training images of which the head start has all features
 USUAL = 0.95  # the promise that the log tells about
 QUANTILES = 101
 
@@ -73,9 +75,16 @@ def learn_confidence(trainer: Trainer, data: ImageData) -> None:
     if best is None or trainer.interrupted or limited or not os.path.isfile(best.best_model_path):
         return
     content = load_checkpoint(best.best_model_path).content
+    trainer.strategy.barrier()  # all have read it before one of them writes
     if "confidence" not in content:  # else by this run, which then was killed
-        with user_errors(data.batch_size):
-            content = with_confidence(trainer, data, Checkpoint(best.best_model_path, content))
+        try:
+            with user_errors(data.batch_size):
+                content = with_confidence(trainer, data, Checkpoint(best.best_model_path, content))
+        except Exception as error:
+            if trainer.world_size > 1:  # the others wait for this process
+                raise
+            log.warning(f"No temperature and promises: {type(error).__name__}: {first_line(error)}")
+            return
         if trainer.is_global_zero:
             try:
                 trainer.strategy.checkpoint_io.save_checkpoint(content, best.best_model_path)
@@ -91,7 +100,8 @@ def with_confidence(trainer: Trainer, data: ImageData, checkpoint: Checkpoint) -
     model = load_model(checkpoint, ResNetClassifier)
     model = trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device)  # type: ignore[assignment]
     some = {split: choose(data.samples[split], number) for split, number in MAX_IMAGES.items()}
-    if content["global_step"] == 0 or data.features:  # those of the head start, which are in the cache, or at hand
+    cached = content["global_step"] == 0 and len(data.samples["train"]) <= MAX_CACHED
+    if cached or data.features:  # those of the head start, which are in the cache, or at hand
         listed = data.samples["train"] + data.samples["val"]
         place = {path: i for i, (path, _) in enumerate(listed)}
         at_hand = [data.features[split] for split in MAX_IMAGES if split in data.features]
@@ -101,6 +111,8 @@ def with_confidence(trainer: Trainer, data: ImageData, checkpoint: Checkpoint) -
         both = compute_features(trainer, model, data, some["train"] + some["val"])
         features = {"train": both[: len(some["train"])], "val": both[len(some["train"]) :]}
     labels = {split: data.labels(samples) for split, samples in some.items()}
+    if not all(part.isfinite().all() for part in features.values()):
+        raise ValueError("the features of some images are not finite")
     model.eval()
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         logits = torch.cat([model(part.to(model.device)).cpu() for part in features["val"].split(4096)])
@@ -137,13 +149,21 @@ def say(content: dict[str, Any]) -> None:
                 f"Unsure: to be right {USUAL:.0%} of the time, it answers {answered / found['num_val']:.0%} of the "
                 f"validation images ({right:.0f} of {answered:.0f} right): predict.py --unsure {USUAL}"
             )
+    elif found["num_val"] < MIN_ANSWERED:
+        log.info(
+            f"Unsure: {found['num_val']} validation images are too few to say when it is right {USUAL:.0%} of the time"
+        )
     else:
         number = f"{found['num_val']:,} validation images"
         log.info(f"Unsure: on the {number}, not even the surest answers are right {USUAL:.0%} of the time")
 
 
-def confidence_of(checkpoint: Checkpoint) -> Confidence | None:
+def confidence_of(checkpoint: Checkpoint, num_features: int) -> Confidence | None:
     """What a checkpoint knows of its model's confidence; None if it was written before that was learned.
+
+    Args:
+        checkpoint: The checkpoint.
+        num_features: Number of features of its model.
 
     Raises:
         UserError: It is not as `learn_confidence` has stored it.
@@ -156,6 +176,7 @@ def confidence_of(checkpoint: Checkpoint) -> Confidence | None:
         found = Confidence(stored["promises"], stored["num_val"], familiarity, stored["distances"])
         distances = found.distances
         fits = distances.dtype == torch.float32 and distances.shape == (QUANTILES,) and bool(distances.isfinite().all())
+        fits = fits and len(familiarity.mean) == num_features
         if not (is_promises(found.promises) and type(found.num_val) is int and fits):
             raise ValueError("not as it was stored")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

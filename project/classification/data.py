@@ -21,6 +21,7 @@ from project.insight.issues import Excluded, still_excluded
 from project.listing import expanded
 from project.loading import ResumableData
 from project.preprocessing import Preprocessing
+from project.results import is_same
 from project.samples import class_list, find_samples, say_what_is_lost, with_classes
 from project.splits import Samples, complete_splits, what_is_drawn
 
@@ -308,15 +309,15 @@ def data_of(
         path: Its file, for messages.
         config: The options of the data in training.
         given: Those that replace them; None is left out.
-        preprocessing: The model's.
-        class_names: Likewise.
+        preprocessing, class_names: The model's.
 
     Raises:
         UserError: The data cannot be used, or is not where it was in training.
     """
     given = {name: value for name, value in given.items() if value is not None}
     kept = {name: value for name, value in config.items() if name not in ImageData.REMOVED}
-    kept["exclude"] = still_excluded(kept.get("exclude"), "root" in given and given["root"] != kept.get("root"))
+    same = is_same(str(given.get("root", kept.get("root"))), kept.get("root"))
+    kept["exclude"] = still_excluded(kept.get("exclude"), not same)
     options = {**kept, "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
     if "root" not in given and not os.path.exists(expanded(str(options.get("root")))):
         raise UserError(

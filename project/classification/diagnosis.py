@@ -135,8 +135,12 @@ def of_copies(images: Images, copies: Copies) -> Iterator[Issue]:
     for i, first in enumerate(same.tolist()):
         members[first].append(i)
     found: dict[tuple[str, int, int], float] = {}
+    done: set[tuple[int, int]] = set()
     order = {split: i for i, split in enumerate(dict.fromkeys(images.splits))}
     for (i, j), score in sorted(zip(copies.pairs.tolist(), copies.score.tolist(), strict=True), key=lambda p: -p[1]):
+        if (pair := (min(same[i], same[j]), max(same[i], same[j]))) in done:
+            continue  # of thousands of files with the same bytes, each is paired with the first
+        done.add(pair)
         for a, b in star(members[same[i]], members[same[j]], images.splits):
             a, b = sorted((a, b), key=lambda k: (order[images.splits[k]], k))
             across = images.splits[a] != images.splits[b]

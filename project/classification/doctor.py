@@ -11,15 +11,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from project import IGNORE, first_line, shortest
+from project import IGNORE, UserError, first_line, shortest
 from project.callbacks import run_folder
 from project.classification.data import ImageData
 from project.classification.diagnosis import Diagnosis, diagnose, summary
 from project.classification.features import cached_features
+from project.classification.findings import leaked
 from project.classification.model import ResNetClassifier
 from project.insight.data_page import capital, data_page
 from project.insight.growth import Growth, growth
-from project.insight.issues import ISSUES, write_issues
+from project.insight.issues import ISSUES, read_issues, write_issues
 from project.insight.page import write_page
 from project.splits import Samples
 
@@ -51,7 +52,9 @@ class Doctor(Callback):
         model, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(model, ResNetClassifier) and isinstance(data, ImageData)
         train, self.head_start.train = self.head_start.train, None
-        if stage != "fit" or data.doctor is False or not self.is_wanted(data, train is not None):
+        if stage != "fit" or data.doctor is False or trainer.ckpt_path:  # a resumed run has its list, perhaps edited
+            return
+        if not self.is_wanted(data, train is not None):
             return
         assert train is not None
         with isolate_rng():
@@ -95,7 +98,7 @@ def growth_of(data: ImageData, features: dict[str, Tensor]) -> Growth | None:
     known = (train[some].float().numpy(), labels[some].numpy())
     seen = (val.float().numpy(), data.labels(data.samples["val"]).numpy())
     try:
-        return growth(*known, *seen, len(data.class_names))
+        return growth(*known, *seen, len(data.class_names), len(labels))
     except Exception as error:
         log.warning(f"What more images would bring is not known: {type(error).__name__}: {first_line(error)}")
         return None
@@ -127,8 +130,8 @@ def examine(data: ImageData, features: dict[str, Any] | None, folder: Path | Non
     if folder is not None:
         try:
             write(diagnosis, data, folder)
-        except OSError as error:
-            log.warning(f"The data set's doctor cannot write to {shortest(folder)} ({error.strerror}): left out")
+        except Exception as error:
+            log.warning(f"The data set's doctor cannot write to {shortest(folder)} ({first_line(error)}): left out")
         else:
             if lines:
                 log.info(f"       -> {shortest(folder / PAGE)}")
@@ -154,18 +157,25 @@ def write(diagnosis: Diagnosis, data: ImageData, folder: Path) -> None:
     write_page(folder / PAGE, content)
 
 
-def without_leaks(evaluation: Any, diagnosis: Diagnosis | None) -> dict[str, Any]:
-    """The top-1 on images that are not copies of training images, with their number, for `metrics.json`.
+def without_leaks(evaluation: Any, folder: Path | None, data: ImageData) -> dict[str, Any]:
+    """The top-1 on images that are no copies of those in other splits, with their number, for `metrics.json`.
 
-    Empty if there are none, or nobody has looked. `evaluation` is an `Evaluation`.
+    Empty if there are none, or nobody has looked.
+
+    Args:
+        evaluation: The `Evaluation` of a split.
+        folder: The run folder, with what the doctor has found.
+        data: The data.
     """
-    leaks = [] if diagnosis is None else diagnosis.of("leak")
-    leaked = {issue.other for issue in leaks if issue.split == "train"}
-    kept = torch.tensor([path not in leaked for path, _ in evaluation.samples][: len(evaluation.predictions.labels)])
-    kept &= evaluation.predictions.labels != IGNORE
-    if not kept.any() or not any(path in leaked for path, _ in evaluation.samples):
+    try:
+        issues = read_issues(folder / ISSUES, data.folder) if folder else []
+    except (UserError, OSError):  # there is no list, or no longer
         return {}
-    right = evaluation.predictions.classes[:, 0] == evaluation.predictions.labels
+    found, labels = leaked(evaluation, issues), evaluation.predictions.labels
+    kept = (labels != IGNORE) & ~torch.isin(torch.arange(len(labels)), torch.as_tensor(found))
+    if not len(found) or not kept.any():
+        return {}
+    right = evaluation.predictions.classes[:, 0] == labels
     top1, number = right[kept].double().mean().item(), int(kept.sum())
-    log.info(f"Unleaked:    top1 {top1:.4f} on the {number:,} images that are no copies of training images")
+    log.info(f"Unleaked:    top1 {top1:.4f} on the {number:,} images that look like no copies of those in other splits")
     return {"top1_without_leaks": top1, "num_samples_without_leaks": number}

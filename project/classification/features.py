@@ -54,10 +54,12 @@ def compute_features(trainer: Trainer, model: Any, data: Any, samples: Samples) 
     model.eval()
     mine = []
     batches = shown(data.image_loader(samples), "Computing features", here=trainer.is_global_zero)
-    with trainer.precision_plugin.forward_context():
-        for images, _ in batches:
-            mine.append(model.features(images.to(model.device, non_blocking=True)).cpu())
-    model.train()
+    try:
+        with trainer.precision_plugin.forward_context():
+            for images, _ in batches:
+                mine.append(model.features(images.to(model.device, non_blocking=True)).cpu())
+    finally:
+        model.train()
     features = torch.cat(mine)
     part = features if trainer.world_size == 1 else features.float().to(model.device)
     return gather_in_order(trainer, part, len(samples)).to(features.dtype)

@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from project import IGNORE, printable
-from project.insight.calibration import promise_for, promises_of
+from project.answers import promise_for
+from project.insight.calibration import promises_of
 from project.insight.issues import Issue
 from project.metrics import wilson_interval
 from project.splits import Samples
@@ -197,7 +198,7 @@ def leaked(evaluation: Evaluation, issues: Iterable[Issue]) -> np.ndarray:
 
 
 def least_confidence(seen: Seen, promise: float = PROMISE) -> float | None:
-    """How sure a model must be for its answers to be right as often as promised; `predict.py --unsure` says the same.
+    """How sure a model must be for its answers to be right as often as promised, as `predict.py --unsure` has it.
 
     Args:
         seen: Images that are not those for which the promise is made: of the validation split.

@@ -73,7 +73,9 @@ def label_step(m: Material) -> p.Html | None:
         return None
     truly = sum(issue.score for issue in found if issue.score == issue.score)
     return p.join(
-        f"{len(found):,} labels are probably wrong, of which about {truly:.0f} truly are: check these first. (",
+        "1 label may be wrong: check it. ("
+        if len(found) == 1
+        else f"{len(found):,} labels may be wrong, of which about {truly:.0f} are: check these first. (",
         p.link("#data", "the data"),
         ")",
     )

@@ -110,6 +110,7 @@ def whole_page(m: Material, data: ImageData, model: Scored, no_maps: str = "") -
     head = p.heading(
         f"Right on {right:,} of {total:,} {m.images}: {percent(right / total)}",
         f"Between {percent(low)} and {percent(high)} with 95% certainty, as far as {total:,} images can tell.",
+        *(["They helped to choose the model, so that they flatter it."] if m.main.split == "val" else []),
         *(other_split(other) for other in m.others),
         f"{shortest(data.root)}: {len(m.class_names):,} classes. Pictures are shown as the network sees them, at "
         f"{size} x {size} pixels.",

@@ -119,8 +119,8 @@ def trust(m: Material) -> list[Any]:
         verdict = "So its percentages are as good as these images can tell."
     else:
         which = "too high" if gap > 0 else "too low"
-        verdict = (
-            f"So its percentages are not to be taken at their word: on average they are {abs(gap):.0f} points {which}."
+        verdict = "So its percentages are not to be taken at their word" + (
+            f": on average they are {abs(gap):.0f} points {which}." if abs(gap) >= 1 else "."
         )
     said = (
         f"What it states is off by {100 * error:.1f} points on average (the metric ece, {error:.4f}). One with perfect "
@@ -159,6 +159,8 @@ def about_data(m: Material) -> list[Any]:
         parts.append(p.table(["what was found in all splits", "how many"], rows, numbers=[1]) if rows else NOTHING)
     else:
         parts.append(NOTHING)
+    if m.issues:
+        parts.append(p.note("With pictures in data_report.html, as a list in data_issues.csv, both in the run folder."))
     copies = leaked(m.main, m.issues or [])
     if len(copies):
         parts.append(p.tag("h3", f"{len(copies):,} of these {m.images} look like copies of images in another split"))
@@ -172,9 +174,9 @@ def about_data(m: Material) -> list[Any]:
         images, now, twice, four = m.growth
         parts.append(
             p.paragraph(
-                f"More images: a new last layer on the untrained network gets {percent(now)} with {images:,} training "
-                f"images, and would get about {percent(twice)} with twice and {percent(four)} with four times as many "
-                "(an estimate; training all layers may gain more)."
+                f"More images: a new last layer on the network as it was before fine-tuning gets {percent(now)} with "
+                f"{images:,} training images, and would get about {percent(twice)} with twice and {percent(four)} with "
+                "four times as many (an estimate; training all layers may gain more)."
             )
         )
     return parts

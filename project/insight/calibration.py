@@ -4,15 +4,13 @@ Imports no torch.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
+from project.answers import PROMISES, Promises
+
 MIN_GAIN = 1.92  # of the log-likelihood: less can be chance (95 %, likelihood ratio test of one parameter)
 MIN_ANSWERED = 20  # images: fewer support no promise
-PROMISES = [share / 100 for share in range(50, 100)]
-
-Promises = list[list[float]]  # [promise, threshold, answered, right], see `promises_of`
 
 
 def fitted_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -67,16 +65,3 @@ def promises_of(confidence: np.ndarray, right: np.ndarray) -> Promises:
             last = int(kept[-1])
             found.append([promise, float(confidence[order[last]]), float(last + 1), float(hits[last])])
     return found
-
-
-def promise_for(promises: Promises, wanted: float) -> list[float] | None:
-    """The first of the promises that is at least as strict as what is wanted; None if there is none."""
-    return next((row for row in promises if row[0] >= wanted - 1e-9), None)
-
-
-def is_promises(value: Any) -> bool:
-    """Whether a value that was read from a file is what `promises_of` returns."""
-    if not isinstance(value, list) or len(value) > len(PROMISES):
-        return False
-    rows = all(isinstance(row, list) and len(row) == 4 and all(type(x) in (int, float) for x in row) for row in value)
-    return rows and all(0 <= row[0] <= 1 and 0 <= row[1] <= 1 and 0 <= row[3] <= row[2] < math.inf for row in value)

@@ -26,7 +26,12 @@ class Growth(NamedTuple):
 
 
 def growth(
-    features: np.ndarray, labels: np.ndarray, val_features: np.ndarray, val_labels: np.ndarray, num_classes: int
+    features: np.ndarray,
+    labels: np.ndarray,
+    val_features: np.ndarray,
+    val_labels: np.ndarray,
+    num_classes: int,
+    total: int | None = None,
 ) -> Growth | None:
     """Estimate what twice and four times as many training images would bring.
 
@@ -36,6 +41,7 @@ def growth(
         val_features: `(M, F)`.
         val_labels: int64 `(M,)`.
         num_classes: Number of classes.
+        total: Number of training images that there are, if these are only some of them.
 
     Returns:
         None if there are too few images to say.
@@ -58,8 +64,10 @@ def growth(
     if min(errors) * len(val_labels) < LEAST:
         return None  # too few errors to see them fall
     a, b, c = fit_curve(np.array(sizes), np.array(errors))
-    now, twice, four_times = (float(a * (factor * len(labels)) ** -b + c) for factor in (1, 2, 4))
-    return Growth(len(labels), 1 - errors[0], 1 - errors[0] + now - twice, 1 - errors[0] + now - four_times)
+    total = len(labels) if total is None else total
+    part, now, twice, four_times = (float(a * n**-b + c) for n in (len(labels), total, 2 * total, 4 * total))
+    accuracy = 1 - errors[0] + part  # less what is expected of n images: the curve through the last point
+    return Growth(total, accuracy - now, accuracy - twice, accuracy - four_times)
 
 
 def subsets(labels: np.ndarray, size: int) -> list[np.ndarray]:

@@ -124,7 +124,7 @@ def _rows(reader: Iterator[list[str]], name: str, folder: str) -> Iterator[Issue
         if answer == "yes" and not row["path"]:
             raise UserError(f"{where}: leave_out is yes, but there is no path of an image")
         try:
-            score = float(row["score"] or "nan")
+            score = float((row["score"] or "nan").replace(",", "."))
         except ValueError as error:
             raise UserError(f"{where}: score is {row['score']!r}, not a number") from error
         paths = (within(row["path"], folder), within(row["other"], folder))
@@ -212,8 +212,8 @@ def still_excluded(path: str | None, other_data: bool) -> str | None:
         path: The option in training.
         other_data: Whether another place is named for the images than in training.
     """
-    if path is None or (os.path.isfile(path) and not other_data):
-        return path
+    if not isinstance(path, str) or (os.path.isfile(path) and not other_data):
+        return path if isinstance(path, str) else None
     why = "is for the training data" if other_data else "is gone"
     log.warning(f"{shortest(path)}, by which images were left out in training, {why}: none is left out here")
     return None

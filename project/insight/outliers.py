@@ -12,6 +12,7 @@ from torch import Tensor
 
 SHRINKAGE = 0.1
 MAX_COMPONENTS = 128
+MAX_FITTED = 20_000  # images: more tell nothing new, and take memory
 BLOCK = 4096  # images at a time, of which the distances from all classes are computed
 
 
@@ -44,9 +45,13 @@ class Familiarity(NamedTuple):
         Raises:
             ValueError: There are no images, or the features are not finite.
         """
-        x, labels = torch.as_tensor(features).detach().cpu().double(), torch.as_tensor(labels).cpu()
+        x, labels = torch.as_tensor(features).detach().cpu(), torch.as_tensor(labels).cpu()
+        if len(x) > MAX_FITTED:
+            some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:MAX_FITTED]
+            x, labels = x[some], labels[some]
         if len(x) == 0 or not bool(x.isfinite().all()):
             raise ValueError("no features, or not finite")
+        x = x.double()
         counts = torch.bincount(labels, minlength=num_classes)
         sums = torch.zeros(num_classes, x.shape[1], dtype=x.dtype).index_add_(0, labels, x)
         means = sums / counts.clamp(min=1)[:, None]

@@ -19,9 +19,9 @@ CPU = ["--accelerator=cpu", "--num_workers=0"]
 
 def test_best_knows_its_confidence_and_last_goes_on_as_it_was(trained):
     best, last = (load_checkpoint(trained / f"checkpoints/{name}.ckpt") for name in ("best", "last"))
-    found = confidence_of(best)
+    found = confidence_of(best, 512)
     assert found is not None and found.num_val == 12 and found.promises == []  # 12 images support none
-    assert confidence_of(last) is None and last.content["hyper_parameters"]["temperature"] == 1
+    assert confidence_of(last, 512) is None and last.content["hyper_parameters"]["temperature"] == 1
     assert best.content["hyper_parameters"]["temperature"] > 0
     assert (found.distances.diff() >= 0).all()
 
@@ -71,7 +71,7 @@ def test_predict_answers_where_the_promise_holds_and_says_how_unlike_an_image_is
     line = fails(predict.main, *CPU, f"--ckpt={path}", images, "--unsure=0.97")
     assert "at most 0.95 were right, however sure the answers" in line
     line = fails(predict.main, *CPU, f"--ckpt={trained / 'checkpoints/last.ckpt'}", images, "--unsure=0.9")
-    assert "knows no such shares" in line
+    assert "makes no promise" in line
     save_image(tmp_path / "noise.png", (250, 250, 0))
     predict.main(
         [*CPU, f"--ckpt={changed(trained, tmp_path, distances=torch.zeros(101))}", str(tmp_path / "noise.png")]
@@ -117,6 +117,7 @@ def loss_of(model, paths):
         {"distances": "far"},
         {"num_val": "many"},
         {"familiarity": {}},
+        {"familiarity": Familiarity.fit(torch.rand(9, 5), torch.arange(9) % 3, 3).as_dict()},
         {"familiarity": None},
     ],
 )

@@ -14,7 +14,11 @@ from project.classification import doctor
 from project.classification.diagnosis import diagnose
 from project.classification.doctor import examine, in_order, without_leaks
 from project.classification.evaluation import Evaluation, Predictions
-from project.insight.issues import ISSUES, read_issues
+from project.classification.features import compute_features
+from project.classification.model import ResNetClassifier
+from project.decoding import BadImage
+from project.insight.issues import ISSUES, read_issues, write_issues
+from project.trainer import build_trainer
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +162,7 @@ def test_features_of_some_images():
     assert known[[0, 2]].tolist() == [[0.0], [2.0]] and known[1].isnan().all()
 
 
-def test_the_figure_without_leaks_counts_the_others(leaky):
+def test_the_figure_without_leaks_counts_the_others(leaky, tmp_path):
     data = make_data(leaky)
     diagnosis, test = diagnose(None, data.samples, data.class_names), data.samples["test"]
     labels = data.labels(test)
@@ -166,5 +170,17 @@ def test_the_figure_without_leaks_counts_the_others(leaky):
     predicted = torch.where(leaked, labels, (labels + 1) % 3)  # right on the leaked ones alone
     predictions = Predictions(predicted[:, None], torch.ones(9, 1), torch.ones(9), labels)
     evaluation = Evaluation({"split": "test"}, None, test, predictions)
-    assert without_leaks(evaluation, diagnosis) == {"top1_without_leaks": 0.0, "num_samples_without_leaks": 7}
-    assert without_leaks(evaluation, None) == {}
+    assert without_leaks(evaluation, tmp_path, data) == without_leaks(evaluation, None, data) == {}
+    write_issues(tmp_path / ISSUES, diagnosis.issues, data.folder)
+    assert without_leaks(evaluation, tmp_path, data) == {"top1_without_leaks": 0.0, "num_samples_without_leaks": 7}
+    (tmp_path / ISSUES).write_text("a list of something else")
+    assert without_leaks(evaluation, tmp_path, data) == {}
+
+
+def test_features_that_cannot_be_computed_leave_the_model_in_training(split, tmp_path):
+    data = make_data(split)
+    model = ResNetClassifier(data.class_names, data.preprocessing, arch="resnet18", weights="none").train()
+    trainer = build_trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(BadImage):
+        compute_features(trainer, model, data, [(str(tmp_path / "gone.png"), data.class_names[0])])
+    assert model.training

@@ -76,7 +76,7 @@ def test_leaked_images_are_told_with_the_figure_without_them(trained, tmp_path, 
     words = words_of(tmp_path / "out")
     assert "3 of these test images look like copies of images in another split. Without them" in words
     assert f"right on {sum(rest)} of {len(rest)}" in words
-    assert "2 labels are probably wrong, of which about 1 truly are" in words
+    assert "2 labels may be wrong, of which about 1 are" in words
     check_equal(tmp_path / "out")
 
     (run / "data_issues.csv").write_text("something,else\n1,2\n")

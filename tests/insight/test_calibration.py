@@ -5,13 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from project.insight.calibration import (
-    fitted_temperature,
-    honest_temperature,
-    is_promises,
-    promise_for,
-    promises_of,
-)
+from project.answers import is_promises, promise_for
+from project.insight.calibration import fitted_temperature, honest_temperature, promises_of
 
 
 def drawn(number: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

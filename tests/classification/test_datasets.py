@@ -26,6 +26,7 @@ def test_padding_is_ignored(split):
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.slow
 def test_workers_share_the_file_list_and_load_the_same_however_they_are_started(split, method):
     """The default is forkserver on Linux since Python 3.14, spawn on macOS and Windows."""
     data = make_data(split, num_workers=1, auto_augment="trivial", random_erasing=0.5)

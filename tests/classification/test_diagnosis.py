@@ -105,6 +105,7 @@ def test_a_class_in_another_format_is_a_cue_with_examples(sample, tmp_path):
     assert "/sandal/" not in cue.other and ("cue", 1) in [(kind, 1) for _, kind in summary(result)]
 
 
+@pytest.mark.slow
 def test_a_copied_wrong_label_does_not_vouch_for_itself(sample, tmp_path, monkeypatch):
     names, train = classes(sample), tmp_path / "data/train"
     other = dict(zip(names, np.roll(names, 3), strict=True))

@@ -70,6 +70,7 @@ def test_a_teacher_that_is_gone_or_unusable_is_one_line(fails, trained, tmp_path
     assert "its classes, or their order, are not those of the data" in line
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_teacher_or_its_lack_of_one(fails, trained, tmp_path):
     good = trained / "checkpoints/best.ckpt"
     options = [*FAST, f"--data.root={trained.parents[1] / 'data'}", "--limit_test_batches=0", f"--model.weights={good}"]

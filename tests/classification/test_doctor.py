@@ -75,6 +75,7 @@ def test_what_the_list_says_is_left_out(leaky, tmp_path, caplog):
     assert config["data"]["exclude"] == str(run / ISSUES)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_its_list(leaky, tmp_path, caplog):
     run = run_train(tmp_path, leaky, WEIGHTS, "--max_epochs=0")
     run_train(tmp_path, leaky, "--max_epochs=1", f"--data.exclude={run / ISSUES}", "--name=less")
@@ -109,6 +110,7 @@ def test_random_numbers_are_those_of_before(leaky, tmp_path):
     assert torch.equal(*weights)
 
 
+@pytest.mark.slow
 def test_it_runs_only_after_a_head_start_and_says_so_if_asked(split, tmp_path, caplog):
     run = run_train(tmp_path, split)
     assert not (run / ISSUES).exists() and not [line for line in caplog.messages if "doctor" in line]

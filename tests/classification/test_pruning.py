@@ -228,6 +228,7 @@ def test_what_cannot_be_pruned_is_one_line_and_leaves_nothing(fails, trained, tm
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_failure_in_training_says_where_its_options_belong(fails, trained, tmp_path):
     options = [*STEPS, "--model.lr=1e30", "--model.warmup_ratio=0"]
     best = trained / "checkpoints/best.ckpt"

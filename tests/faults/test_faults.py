@@ -390,6 +390,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(farms, images, tmp_path, f
     assert not trouble, "\n".join(trouble)
 
 
+@pytest.mark.faults
 def test_sigterm_and_ctrl_c_save_and_end_with_their_status(farms, images, tmp_path):
     options = [*TINY, f"--data.root={images}", "--data.num_workers=0", "--save_every_minutes=null"]
     trouble = signal_campaign(farms, tmp_path, options, 6)

@@ -19,6 +19,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_each_image_is_tested_once(tmp_path):
     data = fill(tmp_path / "data", 4)
     options = [*FAST, f"--data.root={data}", f"--default_root_dir={tmp_path}", "--folds=2"]

@@ -22,6 +22,11 @@ def expanded(path: str) -> str:
     return path if os.path.lexists(path) else os.path.expanduser(path)
 
 
+def folder_of(root: str) -> str:
+    """The folder in which the images are: `root` itself, or that of the manifest."""
+    return root if os.path.isdir(root) else os.path.dirname(os.path.abspath(root))
+
+
 def is_junk(name: str) -> bool:
     """Whether a file is hidden or left by an operating system: `.DS_Store`, `._photo.jpg`, `__MACOSX`, `@eaDir`."""
     return name.startswith(JUNK)

@@ -10,7 +10,6 @@ It takes the options of scripts/train.py. The runs are in lightning_logs/crossva
 import csv
 import json
 import math
-import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ with quick_imports():
     from project.cli import log, run
     from project.files import check_writable, lock, whole, write_csv
     from project.insight.issues import Excluded
-    from project.listing import expanded
+    from project.listing import expanded, folder_of
     from project.results import Trained
     from project.runs import Run, start
     from project.samples import find_samples
@@ -123,9 +122,7 @@ def manifests(this: Run, folds: int) -> Iterator[str]:
     """The manifest of each fold as text: its images are the test split, of the others some are for validation."""
     data = this.options.data
     listed, groups = find_samples(data.root, data.path_column, data.label_column)
-    root = os.path.abspath(expanded(data.root))
-    folder = root if os.path.isdir(root) else os.path.dirname(root)
-    excluded = Excluded(data.exclude and expanded(data.exclude), folder)
+    excluded = Excluded(data.exclude and expanded(data.exclude), folder_of(expanded(data.root)))
     samples = [sample for split in excluded.of(listed).values() for sample in split]
     if listed.keys() - {"all"}:
         log.info(f"{shortest(data.root)}: the images of {quoted(listed)} are put together, then divided into folds")

@@ -21,9 +21,8 @@ def map_layer(net: nn.Module, images: Tensor) -> str | None:
     Returns:
         Its name; None if the network has no convolutional map near its end, as with a ViT.
     """
-    calls: list[
-        tuple[str, int]
-    ] = []  # the name of a layer, and the cells a side of the map it returns, 0 if it is none
+    # The name of a layer, and the cells a side of the map that it returns, 0 if it is none
+    calls: list[tuple[str, int]] = []
 
     def note(name: str, layer: nn.Module, output: object) -> None:
         is_map = isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3] > 1

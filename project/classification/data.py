@@ -18,7 +18,7 @@ from project.checks import drop_bad_images
 from project.classification.datasets import FeatureDataset, ImageDataset, eval_reader
 from project.classification.transforms import fit_preprocessing, is_plain, mix_transform, train_transform
 from project.insight.issues import Excluded, still_excluded
-from project.listing import expanded
+from project.listing import expanded, folder_of
 from project.loading import ResumableData
 from project.preprocessing import Preprocessing
 from project.results import is_same
@@ -136,7 +136,7 @@ class ImageData(ResumableData):
         self.check_options(**options)
         self.root, self.balance, self.bad_images, self.doctor = expanded(root or ""), balance, bad_images, doctor
         self.fractions = (val_fraction, test_fraction)
-        self.folder = self.root if os.path.isdir(self.root) else os.path.dirname(os.path.abspath(self.root))
+        self.folder = folder_of(self.root)
         self.features: dict[str, Tensor] = {}  # by split, see `use_features`
         self.excluded = Excluded(exclude and expanded(exclude), self.folder)
         listed, self.complete = self.find(class_names, path_column, label_column, split_seed)

@@ -43,7 +43,6 @@ class Doctor(Callback):
 
     def __init__(self, head_start: Any) -> None:
         self.head_start = head_start
-        self.diagnosis: Diagnosis | None = None
         self.growth: Growth | None = None
         self.of_test: dict[str, Tensor] = {}  # the features of test, if there is such a split
 
@@ -60,7 +59,7 @@ class Doctor(Callback):
         with isolate_rng():
             features = self.features(trainer, model, data, *train)
             if trainer.is_global_zero:
-                self.diagnosis = examine(data, features, run_folder(trainer))
+                examine(data, features, run_folder(trainer))
                 self.growth = growth_of(data, features)
             trainer.strategy.barrier()
 

@@ -65,7 +65,7 @@ def save_report(
     try:
         *others, main = evaluations
         material = Material(
-            main, others, seen_in(main), data.class_names, reader(main, data), issues_of(run, data.root), growth
+            main, others, seen_in(main), data.class_names, reader(main, data), issues_of(run, data.folder), growth
         )
         gone = "the network was divided among devices" if isinstance(trainer.strategy, FSDPStrategy) else ""
         p.write_page(folder / NAME, whole_page(material, data, model, gone))
@@ -91,11 +91,15 @@ def reader(evaluation: Evaluation, data: ImageData) -> Callable[[int], np.ndarra
     return pixels
 
 
-def issues_of(run: Path | None, root: str) -> list[Issue] | None:
-    """What the doctor found in the data. Raises `UserError` if its list has become something else."""
+def issues_of(run: Path | None, folder: str) -> list[Issue] | None:
+    """What the doctor found in the data, whose images are in a folder.
+
+    Raises:
+        UserError: Its list has become something else.
+    """
     if run is None or not (run / ISSUES).is_file():
         return None
-    return read_issues(run / ISSUES, root if Path(root).is_dir() else str(Path(root).absolute().parent))
+    return read_issues(run / ISSUES, folder)
 
 
 def whole_page(m: Material, data: ImageData, model: Scored, no_maps: str = "") -> p.Html:

@@ -52,12 +52,7 @@ def data_page(
         facts: What was looked at, and what was not.
         examples: By class, an image of it that has the property which gives it away.
     """
-    if lines:
-        first = page.steps([capital(line) for line in lines])
-    else:
-        first = page.paragraph(
-            "Nothing was found: no copies, no likely wrong labels, no class that its files give away."
-        )
+    first = page.steps([capital(line) for line in lines]) if lines else page.paragraph(f"{NOTHING}.")
     by_kind: dict[str, list[Issue]] = {}
     for issue in issues:
         by_kind.setdefault(issue.kind, []).append(issue)

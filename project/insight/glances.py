@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from project import num_cores
 from project.decoding import BadImage, decoded, opened
 from project.insight import SIDE
 from project.pixels import Picture
 from project.preprocessing import WHITE
+from project.progress import shown
 
 # pixels a side that a JPEG keeps when it is decoded smaller: else its thumbnail is sampled differently
 LEAST = 4 * SIDE
@@ -75,12 +74,10 @@ def glance(paths: Sequence[str], white: int = WHITE) -> Glances:
         grey[i], numbers[:, i], words[:, i] = thumbnail, values, [known.setdefault(name, name) for name in names]
         readable[i] = True
 
-    console = Console(stderr=True)
     blocks = [range(start, min(start + BLOCK, number)) for start in range(0, number, BLOCK)]
-    shown = console.is_terminal
     with ThreadPoolExecutor(max_workers=min(num_cores(), 16)) as pool:
         done = (None for block in blocks for _ in pool.map(look, block))
-        for _ in track(done, "Looking at images", number, transient=True, console=console, disable=not shown):
+        for _ in shown(done, "Looking at images", number):
             pass
     properties = dict(zip(WORDS, words, strict=True)) | dict(zip(NUMBERS, numbers, strict=True))
     return Glances(grey, *hashes_of(grey), digests, properties, readable)

@@ -53,14 +53,10 @@ def growth(
         return None
     sizes = [round(len(labels) / 2 ** (k / 2)) for k in range(PARTS)]
     with one_thread():
-        errors = [
-            float(
-                np.mean(
-                    [error(features[some], labels[some], val_features, val_labels) for some in subsets(labels, size)]
-                )
-            )
-            for size in sizes
-        ]
+        errors = []
+        for size in sizes:
+            drawn = [error(features[i], labels[i], val_features, val_labels) for i in subsets(labels, size)]
+            errors.append(sum(drawn) / len(drawn))
     if min(errors) * len(val_labels) < LEAST:
         return None  # too few errors to see them fall
     a, b, c = fit_curve(np.array(sizes), np.array(errors))

@@ -49,7 +49,7 @@ def run_folder(trainer: Trainer) -> Path | None:
 
 
 class Throughput(Callback):
-    """Log `train/images_per_second`, over all devices; validation between epochs is not counted."""
+    """Log `train/images_per_second`, or what else the data's `UNIT` is, over all devices, without validation."""
 
     def __init__(self) -> None:
         self.started: float | None = None
@@ -66,7 +66,7 @@ class Throughput(Callback):
             return
         self.num_samples += len(batch[0])
         speed = self.num_samples * trainer.world_size / (time.perf_counter() - self.started)
-        pl_module.log("train/images_per_second", speed, rank_zero_only=True)
+        pl_module.log(f"train/{trainer.datamodule.UNIT}_per_second", speed, rank_zero_only=True)  # type: ignore[attr-defined]
 
 
 class LearningRates(Callback):

@@ -36,6 +36,7 @@ class ResumableData(LightningDataModule):
         num_workers: Data workers per device; by default, the cores divided by the devices, but at most 8.
     """
 
+    UNIT: ClassVar[str] = "images"  # what the samples are, in messages and in the name of the speed
     ORDER: ClassVar[tuple[str, ...]] = ()  # options on which the order of the samples depends, besides the seed
     samples: dict[str, list[tuple[str, str]]]  # files and their class names by split, if there are files
 

@@ -229,13 +229,14 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 @rank_zero_only
-def report(summary: dict[str, Any], confusion: Tensor | None, folder: Path | None) -> None:
+def report(summary: dict[str, Any], confusion: Tensor | None, folder: Path | None, unit: str = "images") -> None:
     """Print the metrics as tables, and write `metrics.json` and `confusion_matrix.png` to the folder, if there is one.
 
     Args:
         summary: What `summarize` returned, and what else `metrics.json` is to contain.
         confusion: Counts `(num_classes, num_classes)`, true class by predicted class; None with too many classes.
         folder: Created if it does not exist.
+        unit: What the samples are.
 
     Raises:
         OSError: The folder cannot be written.
@@ -255,7 +256,7 @@ def report(summary: dict[str, Any], confusion: Tensor | None, folder: Path | Non
         write_text(folder / "metrics.json", json.dumps(as_utf8(summary), indent=2, ensure_ascii=False) + "\n")
     console = Console(markup=False, emoji=False, highlight=False)  # a class may be called `[red]` or `:cat:`
     with console.capture() as text:  # rich would end the run if nobody reads them any more
-        for table in tables(summary):
+        for table in tables(summary, unit):
             console.print(table)
     print(text.get(), end="")
 
@@ -266,9 +267,9 @@ def not_in_font(text: str) -> list[str]:
     return sorted(c for c in set(printable(text)) if not any(font.get_char_index(ord(c)) for font in fonts))
 
 
-def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:
+def tables(summary: dict[str, Any], unit: str = "images", max_classes: int = 50) -> list[Table]:
     """Tables of the overall and the per-class metrics; at most the `max_classes` classes with the lowest recall."""
-    overall = Table(title=f"{summary['split']} split, {summary['num_samples']:,} images")
+    overall = Table(title=f"{summary['split']} split, {summary['num_samples']:,} {unit}")
     row = []
     for name, value in takewhile(lambda item: item[0] != "per_class", summary.items()):
         if isinstance(value, float):
@@ -276,7 +277,7 @@ def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:
             row.append(f"{value:.4f}")
     overall.add_row(*row)
     low, high = summary["top1_interval"]
-    overall.caption = f"top1 is between {low:.2f} and {high:.2f} (95 % interval of {summary['num_samples']:,} images)"
+    overall.caption = f"top1 is between {low:.2f} and {high:.2f} (95 % interval of {summary['num_samples']:,} {unit})"
     classes = Table("class", *("precision", "recall", "support"))
     ranked = sorted(summary["per_class"].items(), key=lambda item: item[1]["recall"] if item[1]["support"] else 2)
     for name, values in ranked[:max_classes] if len(ranked) > max_classes else summary["per_class"].items():
@@ -285,7 +286,7 @@ def tables(summary: dict[str, Any], max_classes: int = 50) -> list[Table]:
     if len(ranked) > max_classes:
         classes.caption = f"the {max_classes} of {len(ranked)} classes with the lowest recall; all are in metrics.json"
     elif absent := sum(values["support"] == 0 for _, values in ranked):
-        classes.caption = f"{absent} without images: macro_f1 leaves them out, or counts 0 for one that is predicted"
+        classes.caption = f"{absent} without {unit}: macro_f1 leaves them out, or counts 0 for one that is predicted"
     return [overall, classes]
 
 

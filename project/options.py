@@ -23,7 +23,7 @@ RANGES = {"seed": (0, 2**32 - 1), "save_every_minutes": (0, INFINITY), "save_eve
 
 # What `--help` shows, besides the `MAIN_OPTIONS` of the data and the model
 MAIN_OPTIONS = {
-    "max_epochs": "how often to go through the training images; 0 fits the head alone",
+    "max_epochs": "how often to go through the training samples; 0 fits the head alone",
     "accelerator": "cpu, gpu, mps, …",
     "devices": "how many of them",
     "precision": "bf16-mixed (half the bits, faster on many devices), 32-true, …",

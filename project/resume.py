@@ -15,7 +15,6 @@ from project import UserError, first_few, quoted
 from project.checkpoint import Checkpoint, checkpoints_of_runs, does_not_fit, open_checkpoint
 from project.lightning_internals import start_epoch_again
 from project.loading import ResumableData
-from project.optim import GROUP_NAMES
 from project.options import current_values
 from project.restoring import progress_in
 
@@ -152,7 +151,7 @@ def check_resumable(checkpoint: Checkpoint, options: Namespace, model_class: typ
     try:
         model_class.check_options(**trained)  # type: ignore[attr-defined]
         groups = [group for state in checkpoint.content.get("optimizer_states", []) for group in state["param_groups"]]
-        others = {str(group.get("name")) for group in groups} - set(GROUP_NAMES)
+        others = {str(group.get("name")) for group in groups} - set(model_class.GROUPS)  # type: ignore[attr-defined]
     except (UserError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise does_not_fit(checkpoint, error) from error
     trained = current_values(model_class, trained)
@@ -188,8 +187,8 @@ def check_samples(checkpoint: Checkpoint, data: ResumableData, options: Namespac
         new, gone = (~torch.isin(now, before)).nonzero().flatten().tolist(), int((~torch.isin(before, now)).sum())
         if len(new) == len(now) and options.ckpt_path == "auto":
             raise UserError(
-                f"{path} was trained on other images, none of which is under --data.root {options.data.root}: start a "
-                "new run with another --name or --default_root_dir, or go on regardless with --ckpt_path last"
+                f"{path} was trained on other {data.UNIT}, none of which is under --data.root {options.data.root}: "
+                "start a new run with another --name or --default_root_dir, or go on regardless with --ckpt_path last"
             )
         files = f" ({first_few([data.samples[split][i][0] for i in new], 3)})" if new else ""
         text = f"{len(new)} new or changed{files}, {gone} gone or changed" if new or gone else "another order"
@@ -201,7 +200,7 @@ def check_samples(checkpoint: Checkpoint, data: ResumableData, options: Namespac
                 start_epoch_again(content)
             except (TypeError, KeyError, AttributeError) as error:
                 raise does_not_fit(checkpoint, error) from error
-        log.warning(f"The {split} images are not those that {path} was trained on: {text}")
+        log.warning(f"The {split} {data.UNIT} are not those that {path} was trained on: {text}")
 
 
 def has_finished(
@@ -262,8 +261,8 @@ def check_order(checkpoint: Checkpoint, data: ResumableData, trainer: Trainer, c
     before, now = progress["images_a_step"], data.batch_size * trainer.num_devices * trainer.num_nodes
     if before != now:
         raise UserError(
-            f"the checkpoint is from the middle of an epoch with {before} images a step (on all devices together), "
-            f"which goes on with as many, not {now}: --data.batch_size"
+            f"the checkpoint is from the middle of an epoch with {before} {data.UNIT} a step (on all devices together)"
+            f", which goes on with as many, not {now}: --data.batch_size"
         )
     for name in {"seed", *(f"data.{name}" for name in data.ORDER)} & changed.keys():
         raise UserError(

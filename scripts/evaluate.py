@@ -20,17 +20,18 @@ with quick_imports():
 
     from project import UserError, shortest
     from project.checkpoint import Checkpoint, load_model, open_checkpoint
-    from project.classification import evaluation
     from project.classification.data import data_of
+    from project.classification.evaluation import save
     from project.classification.model import ResNetClassifier
     from project.classification.report import save_report
-    from project.classification.scoring import ExportedClassifier, Scored
+    from project.classification.scoring import ExportedClassifier
     from project.cli import Parser, add_model_options, is_exported, log, run, set_up_messages
     from project.exported import Exported
     from project.failures import user_errors
     from project.files import check_writable, create_first, numbered
     from project.options import as_argv
     from project.results import check_unused, evaluation_name, evaluations_folder, is_same, origin
+    from project.scoring import evaluate as evaluate_splits
     from project.trainer import inference_trainer
 
 
@@ -95,26 +96,26 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         log.info(f"{known}: all of it is evaluated; if it was moved here: --split test")
 
     with user_errors(data.batch_size):
-        evaluations = evaluation.evaluate(trainer, model, data, [data.test_split])
+        evaluations = evaluate_splits(trainer, model, data, [data.test_split])
         if not args.output and trainer.is_global_zero:
             name = evaluation_name(data.root, config.get("root"), data.test_split)
             folder = create_first(folder / part for part in numbered(name))
         run_folder = None if other else evaluations_folder(checkpoint.path).parent
         page = save_report(trainer, model, evaluations, data, folder, run_folder)
-        metrics = evaluation.save(trainer, evaluations, data, folder, origin(checkpoint, data.root) | runs_in)
+        metrics = save(trainer, evaluations, data, folder, origin(checkpoint, data.root) | runs_in)
     if page:
         log.info(f"Report:      {shortest(page)}")
     log.info(f"Written:     {shortest(folder)}")
     return metrics
 
 
-def trained_model(args: Namespace) -> tuple[Checkpoint, Scored, dict[str, Any]]:
+def trained_model(args: Namespace) -> tuple[Checkpoint, ResNetClassifier | ExportedClassifier, dict[str, Any]]:
     """A checkpoint, and its model. Raises `UserError`."""
     checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
     return checkpoint, load_model(checkpoint, ResNetClassifier), {}
 
 
-def exported_model(args: Namespace) -> tuple[Checkpoint, Scored, dict[str, Any]]:
+def exported_model(args: Namespace) -> tuple[Checkpoint, ResNetClassifier | ExportedClassifier, dict[str, Any]]:
     """An exported model, as a checkpoint that knows no data, and what runs it. Raises `UserError`."""
     exported = Exported(args.ckpt, args.runtime or "onnxruntime")
     log.info(f"{args.ckpt}: {exported.precision}, run by {exported.runtime}")

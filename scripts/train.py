@@ -26,7 +26,7 @@ with quick_imports():
     from project.classification.data import ImageData
     from project.classification.distillation import find_teacher, keep_head, own_model
     from project.classification.doctor import Doctor, without_leaks
-    from project.classification.evaluation import evaluate, save
+    from project.classification.evaluation import save
     from project.classification.head_start import HeadStart
     from project.classification.model import ResNetClassifier, has_head_start
     from project.classification.pictures import Pictures
@@ -38,6 +38,7 @@ with quick_imports():
     from project.options import as_argv
     from project.results import Trained, origin, trained_run
     from project.runs import Run, fit, start
+    from project.scoring import evaluate
     from project.trainer import best_of, make_trainer
     from project.weights import preprocessing_for
 

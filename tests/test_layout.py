@@ -16,7 +16,8 @@ PRIVATE = re.compile(
 
 def module_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts).removesuffix(".__init__") if parts[0] == "project" else parts[-1]
+    own = 0 if parts[0] == "project" else 1
+    return ".".join(parts[own:]).removesuffix(".__init__")
 
 
 MODULES = {module_of(path): path for path in FILES}

@@ -2,65 +2,20 @@
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from project import IGNORE, printable
 from project.answers import promise_for
 from project.insight.calibration import promises_of
 from project.insight.issues import Issue
 from project.metrics import wilson_interval
-from project.splits import Samples
+from project.predictions import Evaluation
 
 LEAST = 3  # mistakes that make a pair
 PROMISE = 0.95
 WORDS = {"val": "validation images", "test": "test images", "train": "training images", "all": "images"}
-
-
-class Predictions(NamedTuple):
-    """What a model predicted for N images, on the CPU.
-
-    Attributes:
-        classes: The most probable classes, the first of them first, int64 `(N, K)`.
-        probabilities: Theirs, float32 `(N, K)`.
-        of_label: The probability of the true class, float32 `(N,)`.
-        labels: The true class, int64 `(N,)`; `IGNORE` for an image that could not be read.
-    """
-
-    classes: Tensor
-    probabilities: Tensor
-    of_label: Tensor
-    labels: Tensor
-
-
-class Evaluation(NamedTuple):
-    """What is known about a split after an evaluation.
-
-    Attributes:
-        summary: What `summarize` returns: the metrics.
-        confusion: Counts `(num_classes, num_classes)`, true class by predicted class; None with too many classes.
-        samples: The images of the split.
-        predictions: For the same images; for fewer if the number of batches was limited.
-    """
-
-    summary: dict[str, Any]
-    confusion: Tensor | None
-    samples: Samples
-    predictions: Predictions
-
-    @property
-    def split(self) -> str:
-        """Name of the split."""
-        return self.summary["split"]
-
-    @property
-    def wrong(self) -> list[int]:
-        """Indices of the images whose predicted class is wrong, the surest first."""
-        classes, probabilities, _, labels = self.predictions
-        wrong = ((classes[:, 0] != labels) & (labels != IGNORE)).nonzero()[:, 0]
-        return wrong[probabilities[wrong, 0].argsort(descending=True, stable=True)].tolist()
 
 
 class Seen(NamedTuple):

@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from project import UserError
 from project.classification import HEAD_START
@@ -23,6 +22,7 @@ from project.classification.data import ImageData
 from project.classification.features import cached_features
 from project.classification.model import ResNetClassifier
 from project.lightning_internals import save_with_metrics
+from project.linear_head import fit_head
 from project.splits import Samples
 from project.trainer import best_of
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 MAX_IMAGES = 50_000  # more do not improve a linear head, and these still fit into memory
 NORM_IMAGES = 256  # each image has many values per channel: the statistics are accurate to a few per cent
-L2_STRENGTHS = [10 ** (-k / 2) for k in range(13)]  # 1 to 1e-6, strongest first
 
 
 class HeadStart(Callback):
@@ -189,73 +188,6 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
             if not statistic.isfinite().all():
                 raise UserError("the network's outputs are not finite on the training images: use other weights")
     model.train()
-
-
-def fit_head(
-    features: Tensor,
-    labels: Tensor,
-    val_features: Tensor,
-    val_labels: Tensor,
-    num_classes: int,
-    class_weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor, float]:
-    """Fit a multinomial logistic regression by L-BFGS, with the L2 strength that has the lowest validation loss.
-
-    The strengths are tried from the strongest down, each fit starting from the last, until the loss stops falling.
-
-    Args:
-        features: `(N, F)`, of any float type.
-        labels: int64 `(N,)`.
-        val_features: `(M, F)`.
-        val_labels: int64 `(M,)`.
-        num_classes: Number of classes, including those without samples.
-        class_weights: `(num_classes,)`, for classes of unequal size.
-
-    Returns:
-        Weight `(num_classes, F)` and bias `(num_classes,)`, float32, and the L2 strength.
-    """
-    x = features.float()
-    mean, std = x.mean(dim=0), x.std(dim=0)
-    std = std.clamp(min=0.01 * std.mean().item())  # do not amplify a feature that is almost always zero
-    x, val_x = (x - mean) / std, (val_features.float() - mean) / std
-    weight = torch.zeros(num_classes, x.shape[1], device=x.device, requires_grad=True)
-    bias = torch.zeros(num_classes, device=x.device, requires_grad=True)
-    best: tuple[float, Tensor, Tensor, float] | None = None
-    for l2 in L2_STRENGTHS:
-        minimize(x, labels, weight, bias, l2, class_weights)
-        with torch.no_grad():
-            val_loss = F.cross_entropy(F.linear(val_x, weight, bias), val_labels, class_weights).item()
-        if best is not None and not val_loss < best[0]:
-            break
-        best = (val_loss, weight.detach().clone(), bias.detach().clone(), l2)
-    assert best is not None
-    _, weight, bias, l2 = best
-    weight = weight / std  # for features that are not standardized
-    return weight, bias - weight @ mean, l2
-
-
-def minimize(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float, class_weights: Tensor | None) -> None:
-    """Minimize the cross-entropy and L2 penalty of a linear head, starting from its current values.
-
-    Args:
-        x: Features, float32 `(N, F)`.
-        labels: int64 `(N,)`.
-        weight: `(num_classes, F)`, changed in place.
-        bias: `(num_classes,)`, changed in place.
-        l2: Strength of the penalty on the weight.
-        class_weights: `(num_classes,)`, for classes of unequal size.
-    """
-    solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
-    )
-
-    def objective() -> Tensor:
-        solver.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), labels, class_weights) + l2 / 2 * weight.square().sum()
-        loss.backward()
-        return loss
-
-    solver.step(objective)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -19,11 +19,11 @@ from project.answers import check_finite
 from project.backbones import Head, make_net, normalization, replace_head
 from project.checkpoint import load_model, open_checkpoint
 from project.classification.datasets import eval_reader
-from project.classification.scoring import Scored
 from project.metrics import EvalMetrics, Mean, most_probable
-from project.optim import OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
+from project.optim import GROUP_NAMES, OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
 from project.preprocessing import Preprocessing, check_preprocessing
 from project.pruning import fit_widths
+from project.scoring import Scored
 from project.weights import find_architecture
 
 
@@ -89,6 +89,8 @@ class ResNetClassifier(Scored):
     # Options that a resumed run cannot change; the last ones are in the state of its optimizer
     FIXED = ("arch", "fine_tune", "optimizer", "lr", "backbone_lr_factor", "momentum", "weight_decay")
 
+    GROUPS = GROUP_NAMES  # of the optimizer's parameters
+
     net: nn.Module
     mean: Tensor
     std: Tensor
@@ -120,11 +122,11 @@ class ResNetClassifier(Scored):
         head_start: bool | None = None,
         teacher: str | None = None,
     ) -> None:
-        super().__init__(class_names, preprocessing)
+        super().__init__(class_names)
         self.save_hyperparameters(ignore="net")
         self.check_options(**self.hparams)
         self.head_start = has_head_start(weights, head_start)
-        self.temperature = temperature
+        self.preprocessing, self.temperature = preprocessing, temperature
         self.net = make_net(arch, weights, preprocessing["crop_size"]) if net is None else net
         self.head_name = replace_head(self.net, arch, dropout, len(class_names))
         self.net.to(memory_format=torch.channels_last)  # the memory layout in which convolutions are fastest

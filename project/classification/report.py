@@ -11,9 +11,9 @@ from lightning.pytorch.strategies import FSDPStrategy
 from project import first_line, printable, shortest
 from project.classification.data import ImageData
 from project.classification.datasets import eval_reader
-from project.classification.findings import WORDS, Evaluation, Material, by_class, mixed_up, percent, seen_in, span
+from project.classification.findings import WORDS, Material, by_class, mixed_up, percent, seen_in, span
 from project.classification.next_steps import next_steps
-from project.classification.pictures import COLUMNS, grid_figure, trust_figure
+from project.classification.pictures import trust_figure
 from project.classification.report_parts import (
     PAIRS,
     about_data,
@@ -23,13 +23,15 @@ from project.classification.report_parts import (
     surest_mistakes,
     trust,
 )
-from project.classification.scoring import Scored
 from project.decoding import BadImage
+from project.figures import COLUMNS, grid_figure
 from project.insight import page as p
 from project.insight.issues import ISSUES, Issue, read_issues
 from project.insight.trust import coverage_curve, groups
 from project.loggers import log_figure
 from project.metrics import wilson_interval
+from project.predictions import Evaluation
+from project.scoring import Scored
 
 log = logging.getLogger(__name__)
 

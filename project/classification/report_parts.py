@@ -9,11 +9,11 @@ import torch
 from project import printable
 from project.classification.attention import attention, tinted
 from project.classification.findings import ClassResult, Material, Pair, Seen, leaked, percent, span
-from project.classification.scoring import ExportedClassifier, Scored
 from project.insight import page as p
 from project.insight.charts import coverage, interval_bar, reliability
 from project.insight.issues import KINDS
 from project.insight.trust import calibration_error, coverage_curve, error_of_perfect_model, groups
+from project.scoring import Scored
 
 SHOWN = 12  # surest mistakes, with what their answers change with
 ROWS, MAX_ROWS = 20, 1000  # classes in sight, and on the page
@@ -90,7 +90,7 @@ def surest_mistakes(m: Material, model: Scored, no_maps: str) -> list[Any]:
     images = {i: m.read(int(seen.place[i])) for i in chosen}
     known = [i for i in chosen if images[i] is not None]
     maps = None
-    if isinstance(model, ExportedClassifier):
+    if not hasattr(model, "net"):
         no_maps = "an exported model has no gradients"
     if known and not no_maps:
         stacked = torch.stack([torch.from_numpy(images[i]).permute(2, 0, 1) for i in known])

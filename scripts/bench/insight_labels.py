@@ -93,7 +93,7 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def test_loss(data: dict[str, np.ndarray], labels: np.ndarray) -> float:
     """The test loss of a head that is fitted on these labels as the head start does it."""
-    from project.classification.head_start import fit_head
+    from project.linear_head import fit_head
 
     x, vx, tx = (torch.from_numpy(data[split]) for split in ("train", "val", "test"))
     vy, ty = (torch.from_numpy(data[f"{split}-labels"]) for split in ("val", "test"))

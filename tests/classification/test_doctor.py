@@ -13,11 +13,11 @@ from helpers import COLOURS, WEIGHTS, last_of, make_data, run_train, save_image
 from project.classification import doctor
 from project.classification.diagnosis import diagnose
 from project.classification.doctor import examine, in_order, without_leaks
-from project.classification.evaluation import Evaluation, Predictions
 from project.classification.features import compute_features
 from project.classification.model import ResNetClassifier
 from project.decoding import BadImage
 from project.insight.issues import ISSUES, read_issues, write_issues
+from project.predictions import Evaluation, Predictions
 from project.trainer import build_trainer
 
 

@@ -6,8 +6,6 @@ import torch
 
 from project import IGNORE
 from project.classification.findings import (
-    Evaluation,
-    Predictions,
     Seen,
     by_class,
     leaked,
@@ -16,6 +14,7 @@ from project.classification.findings import (
     seen_in,
 )
 from project.insight.issues import Issue
+from project.predictions import Evaluation, Predictions
 
 
 def seen_of(labels, predicted, confidence=None):

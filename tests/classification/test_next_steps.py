@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from insight_page import check_offline
 
-from project.classification.findings import Evaluation, Material, Predictions, by_class, mixed_up, seen_in
+from project.classification.findings import Material, by_class, mixed_up, seen_in
 from project.classification.next_steps import next_steps
 from project.insight import page as p
+from project.predictions import Evaluation, Predictions
 
 
 def evaluation(split, labels, predicted, confidence):

@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from insight_page import check_offline
 
-from project.classification.findings import Evaluation, Material, Predictions, by_class, mixed_up, seen_in
+from project.classification.findings import Material, by_class, mixed_up, seen_in
 from project.classification.report_parts import about_data, class_table, mixed_pictures, trust
 from project.insight import page as p
 from project.insight.issues import Issue
+from project.predictions import Evaluation, Predictions
 
 
 def material(classes, images, issues=None):

@@ -227,7 +227,8 @@ def run(job: dict[str, Any]) -> None:
     if not job.get("real"):
         torchvision.models.get_model = tiny_network  # type: ignore[assignment]
         SummaryWriter.add_image = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
-        # Pictures take half the time of a tiny run.
+        # Pictures take half the time of a tiny run, and its report as much again.
+        train.save_report = lambda *args: None
         project.metrics.confusion_figure = pictures.confusion_figure = lambda *args: Figure()
     log_steps(folder / "steps.txt")
     if job.get("mutant"):

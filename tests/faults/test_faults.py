@@ -39,6 +39,7 @@ COMMON = [
     "--precision=32-true",
 ]
 COMMON += ["--accelerator=cpu", "--enable_progress_bar=false", "--deterministic=true", "--ckpt_path=auto"]
+COMMON += ["--data.doctor=false"]  # which changes nothing in a run: tests/classification/test_doctor.py
 COMMON += ["--log_every_n_steps=1"]
 # Everything that is random in training, and so has to be restored
 TINY = [*COMMON, "--model.weights=none", "--model.dropout=0.3", "--data.mixup=0.2", "--data.auto_augment=trivial"]

@@ -20,7 +20,7 @@ with quick_imports():
 
     from project import PACKAGE, UserError, shortest
     from project.backbones import fit_image_size, make_net
-    from project.checkpoint import load_checkpoint, load_model
+    from project.checkpoint import Checkpoint, load_checkpoint, load_model
     from project.classification.averaging import average_with_head_start, what_it_is
     from project.classification.confidence import learn_confidence
     from project.classification.data import ImageData
@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> Trained:
         metrics: dict[str, Any] = {}
         if fit(trainer, model, data, this):
             average_with_head_start(trainer, data)
-            learn_confidence(trainer, data)
-            metrics = evaluate_best(trainer, model, data, this, doctor)
+            best = learn_confidence(trainer, data)
+            metrics = evaluate_best(trainer, model, data, this, doctor, best)
         return trained_run(this.folder or this.resumed_folder, metrics)
 
 
@@ -109,7 +109,7 @@ def train(root: str | Path | None = None, **options: Any) -> Trained:
 
 
 def evaluate_best(
-    trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, doctor: Doctor
+    trainer: Trainer, model: ResNetClassifier, data: ImageData, this: Run, doctor: Doctor, loaded: Checkpoint | None
 ) -> dict[str, Any]:
     """Evaluate the best checkpoint, save the results in the run folder, and log what to do next.
 
@@ -120,7 +120,7 @@ def evaluate_best(
     data.choose_test_split("test")
     checkpoint, head_start = None, doctor.head_start
     if best:  # as a new module, because FSDP keeps the parameters of the trained one
-        checkpoint = load_checkpoint(best.best_model_path)
+        checkpoint = loaded or load_checkpoint(best.best_model_path)
         model = load_model(checkpoint, ResNetClassifier)
         score = float(best.best_model_score or 0)
         log.info(outcome(trainer.current_epoch, checkpoint.content, str(best.monitor), score, head_start.val_metrics))

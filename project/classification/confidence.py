@@ -57,7 +57,7 @@ class Confidence(NamedTuple):
         return (upper - 1 + part) / (QUANTILES - 1)
 
 
-def learn_confidence(trainer: Trainer, data: ImageData) -> None:
+def learn_confidence(trainer: Trainer, data: ImageData) -> Checkpoint | None:
     """Store a temperature, promises and the likeness to training images in `best.ckpt`, and log what they mean.
 
     Nothing is done if training was cut short or the number of batches is limited.
@@ -66,6 +66,9 @@ def learn_confidence(trainer: Trainer, data: ImageData) -> None:
         trainer: Provides `best.ckpt`, the device, the precision and the processes.
         data: Provides the training and the validation images.
 
+    Returns:
+        `best.ckpt` as it is then; None if nothing was done.
+
     Raises:
         UserError: The checkpoint or the images cannot be read.
     """
@@ -73,7 +76,7 @@ def learn_confidence(trainer: Trainer, data: ImageData) -> None:
     limits = (trainer.limit_train_batches, trainer.limit_val_batches)
     limited = any(isinstance(limit, int) or limit < 1 for limit in limits)
     if best is None or trainer.interrupted or limited or not os.path.isfile(best.best_model_path):
-        return
+        return None
     content = load_checkpoint(best.best_model_path).content
     trainer.strategy.barrier()  # all have read it before one of them writes
     if "confidence" not in content:  # else by this run, which then was killed
@@ -84,14 +87,18 @@ def learn_confidence(trainer: Trainer, data: ImageData) -> None:
             if trainer.world_size > 1:  # the others wait for this process
                 raise
             log.warning(f"No temperature and promises: {type(error).__name__}: {first_line(error)}")
-            return
+            return None
+        saved = False
         if trainer.is_global_zero:
             try:
                 trainer.strategy.checkpoint_io.save_checkpoint(content, best.best_model_path)
+                saved = True
             except NotSaved as error:
                 log.warning(f"{error}; it goes without a temperature and promises")
-        trainer.strategy.barrier()
+        if not trainer.strategy.broadcast(saved):
+            return None
     say(content)
+    return Checkpoint(best.best_model_path, content)
 
 
 def with_confidence(trainer: Trainer, data: ImageData, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -21,6 +21,7 @@ with quick_imports():
     from project import UserError, shortest
     from project.checkpoint import Checkpoint, load_model, open_checkpoint
     from project.classification.data import data_of
+    from project.classification.doctor import without_leaks
     from project.classification.evaluation import save
     from project.classification.model import ResNetClassifier
     from project.classification.report import save_report
@@ -102,7 +103,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             folder = create_first(folder / part for part in numbered(name))
         run_folder = None if other else evaluations_folder(checkpoint.path).parent
         page = save_report(trainer, model, evaluations, data, folder, run_folder)
-        metrics = save(trainer, evaluations, data, folder, origin(checkpoint, data.root) | runs_in)
+        leaks = without_leaks(evaluations[-1], run_folder, data)
+        metrics = save(trainer, evaluations, data, folder, origin(checkpoint, data.root) | runs_in | leaks)
     if page:
         log.info(f"Report:      {shortest(page)}")
     log.info(f"Written:     {shortest(folder)}")

@@ -135,6 +135,7 @@ def trained_model(args: Any) -> Model:
     checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
     model = load_model(checkpoint, ResNetClassifier)
     confidence = confidence_of(checkpoint, model.head.linear.in_features)
+    model.unlike = confidence and confidence.unlike
 
     def classify(paths: list[str]) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
         loader = DataLoader(
@@ -144,9 +145,7 @@ def trained_model(args: Any) -> Model:
         )
         batches = inference_trainer(args).predict(model, loader) or []
         probabilities = torch.cat([batch[0] for batch in batches]).cpu().numpy()
-        unlike = None
-        if confidence is not None:
-            unlike = torch.cat([confidence.unlike(batch[1]) for batch in batches]).numpy()
+        unlike = None if confidence is None else torch.cat([batch[1] for batch in batches]).numpy()
         return probabilities, unlike, [error for batch in batches for error in batch[2]]
 
     return Model(model.class_names, None, confidence.promises if confidence else [], classify)

@@ -14,6 +14,7 @@ from project.insight.glances import Glances, glance
 from project.insight.issues import KINDS, Issue
 from project.insight.labels import doubtful_labels, finite_rows
 from project.insight.outliers import Familiarity
+from project.preprocessing import WHITE
 from project.splits import Samples
 
 REPORTED = 0.5  # probability that a label is wrong, above which it is reported
@@ -80,6 +81,7 @@ def diagnose(
     features: dict[str, Any] | None,
     samples: dict[str, Samples],
     class_names: list[str],
+    white: int = WHITE,
     glances: Glances | None = None,
 ) -> Diagnosis:
     """Look for copies, wrong labels, properties that give classes away, small classes and extreme files.
@@ -89,6 +91,7 @@ def diagnose(
             NaN where unknown; a split may be missing. None to look for what can be found without.
         samples: By split.
         class_names: Names of the classes.
+        white: Value of 16-bit grey that is white.
         glances: Of all images, split by split; by default they are taken here.
     """
     index = {name: i for i, name in enumerate(class_names)}
@@ -96,7 +99,7 @@ def diagnose(
     splits = [split for split, some in samples.items() for _ in some]
     labels = np.array([index[label] for some in samples.values() for _, label in some], np.int64)
     images = Images(paths, splits, labels, class_names)
-    glances = glance(paths) if glances is None else glances
+    glances = glance(paths, white) if glances is None else glances
     known = None if features is None else stacked(features, samples)
     copies = find_copies(glances, known)
     cues = of_cues(images, glances)

@@ -22,6 +22,7 @@ from project.insight.data_page import capital, data_page
 from project.insight.growth import Growth, growth
 from project.insight.issues import ISSUES, read_issues, write_issues
 from project.insight.page import write_page
+from project.preprocessing import WHITE
 from project.splits import Samples
 
 log = logging.getLogger(__name__)
@@ -64,13 +65,13 @@ class Doctor(Callback):
             trainer.strategy.barrier()
 
     def is_wanted(self, data: ImageData, has_features: bool) -> bool:
-        """Whether to look at all; if it was asked for and cannot be done, it is said why."""
+        """Whether to look at all; if not, it is said why."""
         number = sum(len(samples) for samples in data.samples.values())
         if data.doctor is None and number > MAX_UNASKED and has_features:
             log.info(f"The data set's doctor has not looked at {number:,} images unasked (--data.doctor true)")
             return False
-        if data.doctor and not has_features:
-            log.warning("The data set's doctor uses the features of the head start, which there is not: left out")
+        if not has_features:
+            log.info("No head start, whose features the data set's doctor uses: left out (python scripts/doctor.py)")
         return has_features
 
     def features(
@@ -118,7 +119,7 @@ def in_order(known: Samples, features: Tensor, samples: Samples) -> Tensor:
 def examine(data: ImageData, features: dict[str, Any] | None, folder: Path | None) -> Diagnosis | None:
     """Diagnose the data, write the results into a folder, and log what was found. Whatever fails is a warning."""
     try:
-        diagnosis = diagnose(features, data.samples, data.class_names)
+        diagnosis = diagnose(features, data.samples, data.class_names, data.preprocessing.get("white") or WHITE)
     except Exception as error:
         log.warning(f"The data set's doctor has failed, and is left out: {type(error).__name__}: {first_line(error)}")
         return None

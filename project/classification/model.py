@@ -1,7 +1,7 @@
 """The model: a pretrained network with a new head, its loss, metrics and optimizer."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -97,6 +97,7 @@ class ResNetClassifier(Scored):
     class_weights: Tensor | None
     keeps_head = False  # that the weights come with, see `keep_head`
     teacher: Any = None  # see `Teacher`, which is no module
+    unlike: Callable[[Tensor], Tensor] | None = None  # see `Confidence`, in prediction
 
     def __init__(
         self,
@@ -236,11 +237,11 @@ class ResNetClassifier(Scored):
         images, labels = batch
         self.val_metrics.update(self(images), labels)
 
-    def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> tuple[Tensor, Tensor, Any]:
-        """Probabilities, float32 `(B, num_classes)`, features `(B, F)`, and what the loader returned with them."""
+    def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> tuple[Tensor, Tensor | None, Any]:
+        """Probabilities, float32 `(B, num_classes)`, what `unlike` says, `(B,)`, and what the loader has noted."""
         images, notes = batch
         features = self.features(images)
-        return self(features).softmax(dim=1), features, notes
+        return self(features).softmax(dim=1), self.unlike and self.unlike(features.cpu()), notes
 
     @torch.inference_mode()
     def predict(self, paths: Iterable[str | Path], top_k: int = 3, batch_size: int = 32) -> list[dict[str, float]]:

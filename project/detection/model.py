@@ -33,13 +33,13 @@ class ResNetDetector(LightningModule):
         score_threshold: From which score on a detection is shown. Each validation chooses it, see `DetectionMetrics`.
         arch: `fasterrcnn` (arXiv 1506.01497), `retinanet` (arXiv 1708.02002) or `fcos` (arXiv 1904.01355).
         backbone: A ResNet of torchvision: `resnet18`, `resnet50`, …
-        weights: Initial weights. Those of the trunk: `DEFAULT` or a torchvision name such as `IMAGENET1K_V1`, downloaded
-            once; the path of a `.pth` or `.safetensors` state dict or of a classifier's checkpoint of this project. Or
-            those of a whole detector, whose layers for the classes are replaced: `COCO_V1`, or the path of a state dict
-            or a detector's checkpoint. Or `none` for random weights.
+        weights: Initial weights. Those of the trunk: `DEFAULT` or a torchvision name such as `IMAGENET1K_V1`,
+            downloaded once; the path of a `.pth` or `.safetensors` state dict or of a classifier's checkpoint of this
+            project. Or those of a whole detector, whose layers for the classes are replaced: `COCO_V1`, or the path of
+            a state dict or a detector's checkpoint. Or `none` for random weights.
         image_size: What the shorter side of each image is resized to, in pixels; the longer one is at most 5/3 of it.
-        channels: Of each level of the feature pyramid and of the heads, a multiple of 32: 128 take a quarter of the time
-            of 256, for which torchvision's own weights are.
+        channels: Of each level of the feature pyramid and of the heads, a multiple of 32: 128 take a quarter of the
+            time of 256, for which torchvision's own weights are.
         trainable_layers: How many stages of the trunk are trained, the last ones first: 0 trains none, 5 all. By
             default 3, or with random weights 5.
         norm: `frozen` keeps the statistics of BatchNorm in the trunk, since those of a batch of a few images are too

@@ -102,12 +102,12 @@ def whole_weights(arch: Arch, backbone: str, weights: str) -> dict[str, Tensor] 
 def load_whole(net: nn.Module, arch: Arch, backbone: str, state: dict[str, Tensor], weights: str) -> None:
     """Load a detector's weights but for the layers of the classes. Raises `UserError` if they do not fit."""
     state = match_names(state, net.state_dict(), f"--model.weights {weights}")
-    if of_other := resnet_of({f"trunk.{k.removeprefix(TRUNK)}": v for k, v in state.items() if k.startswith(TRUNK)}):
-        if of_other != backbone:
-            raise UserError(
-                f"--model.weights {weights} does not fit --model.backbone {backbone}; they are those of a detector on "
-                f"{of_other}: use --model.backbone {of_other}"
-            )
+    trunk = {f"trunk.{name.removeprefix(TRUNK)}": tensor for name, tensor in state.items() if name.startswith(TRUNK)}
+    if (other := resnet_of(trunk)) not in (None, backbone):
+        raise UserError(
+            f"--model.weights {weights} does not fit --model.backbone {backbone}; they are those of a detector on "
+            f"{other}: use --model.backbone {other}"
+        )
     layers = CLASS_LAYERS[arch]
     state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{layers}.")}
     if reason := load_body(net, layers, state):

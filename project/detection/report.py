@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from project import as_utf8, printable, shortest
+from project import as_utf8, printable, quoted, shortest
 from project.detection.evaluation import Evaluation, table
 from project.detection.pictures import LEGEND, boxes_figure, drawn, mistakes
 from project.files import write_csv, write_text
@@ -141,14 +141,8 @@ def next_steps(main: Evaluation, class_names: list[str]) -> list[str]:
     for (true, found), count in main.confusions().items():
         text = f"{count:,} of {classes[class_names[true]]['boxes']:,} boxes of {class_names[true]} are taken for"
         steps.append((count, f"{text} {class_names[found]}: can a person tell them apart?"))
-    absent = [name for name, c in classes.items() if not c["boxes"]]
-    if absent:
-        steps.append(
-            (
-                0,
-                f"{len(absent)} classes have no box in this split, so nothing is known about them: {', '.join(absent)}.",
-            )
-        )
+    if absent := [name for name, c in classes.items() if not c["boxes"]]:
+        steps.append((0, f"{len(absent)} classes have no box here, so nothing is known about them: {quoted(absent)}."))
     steps.sort(key=lambda step: -step[0])
     return [text for _, text in steps] or ["No mistake at this score: a larger test split would tell more."]
 

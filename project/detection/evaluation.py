@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from project.detection.boxes import read_header
 from project.detection.datasets import scaled
 from project.detection.matching import Boxes, Verdict, verdict_on
+from project.detection.metrics import by_image
 from project.detection.model import ResNetDetector
 
 
@@ -78,8 +79,8 @@ def judged(results: dict[str, Any], data: Any, split: str, threshold: float) -> 
     paths = [data.samples[split][i][0] for i in results["image_ids"]]
     factors = [full_size(path, data.max_size) for path in paths]
     found, true = (
-        [Boxes(of_image.boxes * factor, *of_image[1:]) for of_image, factor in zip(results[name], factors, strict=True)]
-        for name in ("found", "true")
+        [Boxes(of_image.boxes * factor, *of_image[1:]) for of_image, factor in zip(some, factors, strict=True)]
+        for some in (by_image(results[name], results["image_ids"]) for name in ("found", "true"))
     )
     found = [boxes.above(threshold) for boxes in found]
     verdicts = [verdict_on(f, t) for f, t in zip(found, true, strict=True)]

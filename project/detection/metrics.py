@@ -55,16 +55,18 @@ class DetectionMetrics(Metric):
             rows.append(torch.cat([torch.zeros(0, 7, device=self.device), *parts]))
 
     def compute(self) -> dict[str, Any]:
-        """The metrics, as floats; `score_threshold`, and the mean F1 score there, `f1`; the indices of the images in
-        ascending order, `image_ids`, and for each of these what is `found` and what is `true`, as `Boxes`.
+        """The metrics, as floats; `score_threshold`, and the mean F1 score there, `f1`; and what they are of: the
+        indices of the images in ascending order, `image_ids`, and the rows that are `found` and `true`, see `by_image`.
 
         Raises:
             UserError: The package that computes them is missing; or what the model predicts is not a number.
         """
         ids = dim_zero_cat(self.images)[:, 0].long().sort().values.tolist()
-        found, true = (by_image(dim_zero_cat(rows).cpu(), ids) for rows in (self.found, self.true))
+        rows = [dim_zero_cat(part).cpu() for part in (self.found, self.true)]
+        found, true = (by_image(part, ids) for part in rows)
         threshold, f1 = choose_threshold(found, true, self.num_classes)
-        known = {"score_threshold": threshold, "f1": f1, "image_ids": ids, "found": found, "true": true}
+        # Not as `Boxes`, of which torchmetrics would take a dimension if there is only one
+        known = {"score_threshold": threshold, "f1": f1, "image_ids": ids, "found": rows[0], "true": rows[1]}
         return {**average_precision(found, true, self.num_classes), **known}
 
 

@@ -60,7 +60,7 @@ class ResNetDetector(LightningModule):
     MONITOR = "val/map"  # selects the best checkpoint, by default
     RANGES: ClassVar = {
         "image_size": (32, 4096),
-        "channels": (32, 1024),
+        "channels": (64, 1024),
         "trainable_layers": (0, 5),
         "lr": (0, INFINITY),
         "backbone_lr_factor": (0, INFINITY),

@@ -14,7 +14,7 @@ WEIGHTS = str(SAMPLE / "resnet18-tiny-imagenet.safetensors")
 ARCHS = ("fasterrcnn", "retinanet", "fcos")
 
 
-def detector(arch="fcos", backbone="resnet18", weights="none", num_classes=2, image_size=64, channels=32):
+def detector(arch="fcos", backbone="resnet18", weights="none", num_classes=2, image_size=64, channels=64):
     return make_detector(arch, backbone, weights, num_classes, image_size, channels)
 
 

@@ -10,13 +10,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from project import INFINITY, UserError, check_ranges, shortest
-from project.checkpoint import Checkpoint
 from project.detection.metrics import DetectionMetrics
 from project.detection.networks import TRUNK, Arch, as_images, check_backbone, first_class, freeze, make_detector, norms
 from project.metrics import Mean
 from project.optim import GROUP_NAMES, OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
-
-TASK = "detection"
 
 Target = dict[str, Tensor]
 Batch = tuple[list[Tensor], list[Target]]
@@ -57,6 +54,7 @@ class ResNetDetector(LightningModule):
         UserError: An option is out of range; or the weights cannot be obtained, or belong to another network.
     """
 
+    TASK = "object detection"  # in checkpoints, of which those of other tasks are refused
     MONITOR = "val/map"  # selects the best checkpoint, by default
     RANGES: ClassVar = {
         "image_size": (32, 4096),
@@ -221,15 +219,5 @@ class ResNetDetector(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store `weights` as `none`: a reload takes them from the checkpoint, and must not fetch the initial ones."""
-        checkpoint["task"] = TASK
+        checkpoint["task"] = self.TASK
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "weights": "none"}
-
-
-def check_task(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint of a detector. Raises `UserError` for that of another model of this project."""
-    if checkpoint.content.get("task") != TASK:
-        raise UserError(
-            f"checkpoint {checkpoint.path}: not of a detector (scripts/detection/train.py); a classifier's weights can "
-            f"be those of a trunk: --model.weights {checkpoint.path}"
-        )
-    return checkpoint

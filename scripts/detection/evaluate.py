@@ -24,7 +24,7 @@ with quick_imports():
     from project.cli import Parser, log, run, set_up_messages
     from project.detection.data import BoxData
     from project.detection.evaluation import evaluate as evaluate_splits
-    from project.detection.model import ResNetDetector, check_task
+    from project.detection.model import ResNetDetector
     from project.detection.report import RESULTS, save
     from project.failures import user_errors
     from project.files import check_writable, create_first, numbered
@@ -81,7 +81,7 @@ def evaluate(ckpt: str | Path = "best", root: str | Path | None = None, **option
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Evaluate a checkpoint, print and write the metrics, and return them."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    checkpoint = check_task(open_checkpoint(args.ckpt, args.default_root_dir))
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
     model = load_model(checkpoint, ResNetDetector)
     folder = Path(args.output or evaluations_folder(checkpoint.path))
     if args.output:

@@ -27,7 +27,7 @@ with quick_imports():
     from project.decoding import BadImage
     from project.detection.datasets import read_image
     from project.detection.matching import Boxes
-    from project.detection.model import ResNetDetector, check_task
+    from project.detection.model import ResNetDetector
     from project.detection.pictures import RIGHT, draw, name_of
     from project.failures import user_errors
     from project.files import check_writable, write_csv, write_text
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         if given := getattr(args, name):
             check_writable(Path(given) if name == "draw" else Path(given).absolute().parent, f"--{name}")
     paths = find_images(args.images)
-    checkpoint = check_task(open_checkpoint(args.ckpt, args.default_root_dir))
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
     model = load_model(checkpoint, ResNetDetector)
     threshold = model.hparams["score_threshold"] if args.threshold is None else args.threshold
     log.info(f"Shown from a score of {threshold:.2f} on")

@@ -8,7 +8,7 @@ from squares import batch, make, squares, trainer
 from project import UserError
 from project.checkpoint import Checkpoint, load_model
 from project.detection.data import BoxData
-from project.detection.model import ResNetDetector, check_task
+from project.detection.model import ResNetDetector
 from project.optim import GROUP_NAMES
 from project.safety import NotFinite, StopAtNonFinite
 
@@ -115,9 +115,9 @@ def test_a_checkpoint_brings_back_the_same_detector_and_another_task_is_refused(
     model = make().eval()
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "config": {"data": {}}}
     model.on_save_checkpoint(content)
-    again = load_model(check_task(Checkpoint("a.ckpt", content)), ResNetDetector)
+    again = load_model(Checkpoint("a.ckpt", content), ResNetDetector)
     images, _ = batch()
     with torch.no_grad():
         assert torch.equal(model(images)[0]["scores"], again(images)[0]["scores"])
-    with pytest.raises(UserError, match=r"checkpoint b.ckpt: not of a detector"):
-        check_task(Checkpoint("b.ckpt", {**content, "task": None}))
+    with pytest.raises(UserError, match=r"b.ckpt is of image classification, not of object detection: use the scripts"):
+        load_model(Checkpoint("b.ckpt", {**content, "task": None}), ResNetDetector)

@@ -60,7 +60,9 @@ def test_the_checkpoint_of_another_task_is_refused(fails, trained, tmp_path):
     path = trained / "checkpoints/best.ckpt"
     save_image(tmp_path / "a.png")
     for call in ((predict.main, tmp_path / "a.png"), (evaluate.main,)):
-        assert f"checkpoint {path}: not of a detector" in fails(call[0], f"--ckpt={path}", *call[1:])
+        assert f"{path} is of image classification, not of object detection" in fails(
+            call[0], f"--ckpt={path}", *call[1:]
+        )
 
 
 def test_an_evaluation_repeats_the_metrics_of_the_run(detector, tmp_path):

@@ -72,7 +72,7 @@ def save(
 
 def tables(summary: dict[str, Any]) -> list[Table]:
     """Tables of the overall metrics and of those of each class."""
-    title = f"{summary['split']} split, {summary['num_images']:,} images, {summary['num_boxes']:,} boxes"
+    title = f"{summary['split']} split, {summary['num_images']:,} images"
     overall = Table("map", "map50", "map75", title=title)
     overall.add_row(*(figure(summary[name]) for name in ("map", "map50", "map75")))
     columns = ("AP", "boxes", "found", "taken_for_another", "missed", "false_alarms")

@@ -26,7 +26,7 @@ def test_all_files_are_written_and_agree(data, tmp_path, capsys):
     assert len(rows) == summary["num_boxes"] == 4 and rows[0]["verdict"] == "right"
     assert (tmp_path / "boxes.png").stat().st_size > 1000
     assert "No mistake at this score" in (tmp_path / "report.html").read_text()
-    assert "4 boxes" in capsys.readouterr().out
+    assert "test split, 3 images" in capsys.readouterr().out
 
 
 def test_what_to_do_next_has_counts(data):

@@ -1,7 +1,7 @@
 """Mean average precision, over any number of processes, and the score threshold for detections to be shown."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from project import UserError
 from project.answers import check_finite
 from project.detection.matching import Boxes, choose_threshold
 
-BACKEND = "faster_coco_eval"
+BACKEND: Literal["faster_coco_eval"] = "faster_coco_eval"
 
 
 class DetectionMetrics(Metric):

@@ -74,7 +74,7 @@ class ResNetDetector(LightningModule):
         "lr": "learning rate of the heads",
     }
     REMOVED = ()  # options of older versions
-    RENAMED: ClassVar = {}  # values of older versions
+    RENAMED: ClassVar[dict[str, dict[str, str]]] = {}  # values of older versions
     # Options that a resumed run cannot change; the last ones are in the state of its optimizer
     FIXED = ("arch", "backbone", "channels", "optimizer", "lr", "backbone_lr_factor", "momentum", "weight_decay")
     GROUPS = GROUP_NAMES  # of the optimizer's parameters

@@ -54,16 +54,16 @@ def mistakes(verdict: Verdict) -> str:
 
 def drawn(evaluation: Evaluation, i: int, class_names: list[str], side: int = SIDE) -> np.ndarray | None:
     """An image of an evaluation with its boxes, on a white square, uint8 `(side, side, 3)`; None if it is gone."""
-    found, true, verdict = (part[i] for part in evaluation[2:])
-    boxes = [found.boxes[[i for i, _ in verdict.right]], found.boxes[verdict.false], true.boxes[verdict.missed]]
-    colours = [RIGHT] * len(verdict.right) + [FALSE] * len(verdict.false) + [MISSED] * len(verdict.missed)
-    labels = [""] * len(verdict.right) + [name_of(found, k, class_names) for k in verdict.false]
-    labels += [name_of(true, k, class_names) for k in verdict.missed]
-    boxes.append(found.boxes[[k for k, _ in verdict.confused]])
-    colours += [CONFUSED] * len(verdict.confused)
-    labels += [f"{name_of(found, k, class_names)}, is {name_of(true, j, class_names)}" for k, j in verdict.confused]
+    found, true, verdict = evaluation.found[i], evaluation.true[i], evaluation.verdicts[i]
+    shown = [(found.boxes[k], "", RIGHT) for k, _ in verdict.right]
+    shown += [(found.boxes[k], name_of(found, k, class_names), FALSE) for k in verdict.false]
+    shown += [(true.boxes[j], name_of(true, j, class_names), MISSED) for j in verdict.missed]
+    for k, j in verdict.confused:
+        text = f"{name_of(found, k, class_names)}, is {name_of(true, j, class_names)}"
+        shown.append((found.boxes[k], text, CONFUSED))
+    boxes, labels, colours = (list(part) for part in zip(*shown, strict=True)) if shown else ([], [], [])
     try:
-        picture = draw(evaluation.paths[i], torch.cat(boxes), labels, colours, side)
+        picture = draw(evaluation.paths[i], torch.stack([torch.zeros(4), *boxes])[1:], labels, colours, side)
     except BadImage:  # gone since it was evaluated
         return None
     square = np.full((side, side, 3), 255, np.uint8)

@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from helpers import save_image
+from helpers import ROOT, save_image
 from PIL import Image
 from squares import FAST, squares
 
@@ -74,3 +77,22 @@ def test_an_evaluation_repeats_the_metrics_of_the_run(detector, tmp_path):
     other = evaluate.main([f"--ckpt={detector}", f"--data.root={root}", f"--output={tmp_path / 'results'}"])
     assert other["num_images"] == 4 and other["split"] == "all"
     torch.testing.assert_close(other["score_threshold"], of_run["score_threshold"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 3])
+def test_several_processes_with_uneven_parts_have_the_same_metrics(detector, tmp_path, devices):
+    root = squares(tmp_path / "other", train=3, val=1, test=3)
+    found = []
+    for number in (1, devices):
+        given = [f"--data.root={root}", f"--devices={number}", f"--output={tmp_path / str(number)}"]
+        command = [sys.executable, ROOT / "scripts/detection/evaluate.py", f"--ckpt={detector}", *given]
+        command += ["--accelerator=cpu", "--precision=32-true", "--data.num_workers=0", "--data.batch_size=2"]
+        subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=500)
+        found.append(json.loads((tmp_path / str(number) / "metrics.json").read_text()))
+    alone, together = found
+    assert together["num_images"] == alone["num_images"] == 7 and together["num_boxes"] == alone["num_boxes"]
+    for name in ("map", "map50", "map75"):
+        assert together[name] == pytest.approx(alone[name], abs=1e-6)
+    for name, of_class in alone["per_class"].items():
+        assert together["per_class"][name] == pytest.approx(of_class, abs=1e-6)

@@ -1,11 +1,13 @@
 """Pictures of images with true and predicted boxes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from matplotlib.figure import Figure
+from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
 from project import printable
@@ -63,7 +65,7 @@ def drawn(evaluation: Evaluation, i: int, class_names: list[str], side: int = SI
         shown.append((found.boxes[k], text, CONFUSED))
     boxes, labels, colours = (list(part) for part in zip(*shown, strict=True)) if shown else ([], [], [])
     try:
-        picture = draw(evaluation.paths[i], torch.stack([torch.zeros(4), *boxes])[1:], labels, colours, side)
+        picture = draw(evaluation.paths[i], boxes, labels, colours, side)
     except BadImage:  # gone since it was evaluated
         return None
     square = np.full((side, side, 3), 255, np.uint8)
@@ -77,12 +79,12 @@ def name_of(boxes: Boxes, i: int, class_names: list[str]) -> str:
     return printable(class_names[boxes.labels[i]], 14)
 
 
-def draw(path: str, boxes: torch.Tensor, labels: list[str], colours: list[str], max_size: int) -> np.ndarray:
+def draw(path: str, boxes: Sequence[Tensor], labels: list[str], colours: list[str], max_size: int) -> np.ndarray:
     """An image with boxes.
 
     Args:
         path: The file.
-        boxes: float32 `(n, 4)`, in pixels of the upright image.
+        boxes: float32 `(4,)` each, in pixels of the upright image.
         labels: What is written beside each.
         colours: Their colours.
         max_size: The longer side of the picture, in pixels, if the image is larger.
@@ -94,7 +96,8 @@ def draw(path: str, boxes: torch.Tensor, labels: list[str], colours: list[str], 
         BadImage: The file cannot be used.
     """
     image, factor = read_image(path, max_size)
-    if len(boxes):
+    if boxes:
         width = max(1, round(max(image.shape) / 300))
-        image = draw_bounding_boxes(image, boxes * torch.tensor([*factor, *factor]), labels, colours, width=width)
+        scaled = torch.stack(list(boxes)) * torch.tensor([*factor, *factor])
+        image = draw_bounding_boxes(image, scaled, labels, colours, width=width)
     return image.permute(1, 2, 0).numpy()

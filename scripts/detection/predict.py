@@ -189,7 +189,7 @@ def draw_all(answers: list[Answer], class_names: list[str], folder: Path) -> Non
     for i, (path, found, _) in enumerate(answers):
         if found is not None:
             texts = [f"{name_of(found, k, class_names)} {found.scores[k]:.2f}" for k in range(len(found.labels))]
-            picture = draw(path, found.boxes, texts, [RIGHT] * len(texts), 1333)
+            picture = draw(path, list(found.boxes), texts, [RIGHT] * len(texts), 1333)
             save_png(folder / f"{i:05d}-{printable(Path(path).stem, 60)}.png", picture)
 
 

@@ -61,9 +61,13 @@ def build(this: Run, trainer: Trainer) -> tuple[BoxData, ResNetDetector]:
     options, h = this.options, this.options.model
     if trainer.max_epochs == 0:
         raise UserError("--max_epochs 0: a detector has no head start, since it learns boxes only by training")
-    if this.resumed:  # a checkpoint brings its weights, and knows how these are trained
-        trained = this.resumed.content["hyper_parameters"]
-        h.weights, h.norm, h.trainable_layers = "none", trained["norm"], trained["trainable_layers"]
+    if this.resumed:  # a checkpoint brings its weights
+        h.weights = "none"
+        for name in ("norm", "trainable_layers"):  # of which the default depends on the initial weights
+            trained = this.resumed.content["hyper_parameters"].get(name)
+            if h[name] not in (None, trained):
+                raise UserError(f"{this.resumed.path} was trained with --model.{name} {trained}, and goes on with that")
+            h[name] = trained
     this.check_folder(trainer)
     data = BoxData(**options.data)
     return data, ResNetDetector(data.class_names, **h)

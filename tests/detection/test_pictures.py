@@ -38,7 +38,7 @@ def test_an_image_that_is_gone_has_no_picture(tmp_path):
 def test_a_large_image_is_drawn_smaller_with_its_boxes_in_place(tmp_path):
     squares(tmp_path, train=1, val=1, test=1)
     path = str(tmp_path / "train/train-0.png")
-    picture = draw(path, torch.tensor([[0.0, 0.0, 48.0, 36.0]]), [""], ["#00c853"], 48)
+    picture = draw(path, [torch.tensor([0.0, 0.0, 48.0, 36.0])], [""], ["#00c853"], 48)
     green = (picture == np.array([0x00, 0xC8, 0x53])).all(axis=2)
     assert picture.shape == (36, 48, 3) and green[:, 24].any() and not green[20:, :].any()
-    assert draw(path, torch.zeros(0, 4), [], [], 48).shape == (36, 48, 3)
+    assert draw(path, [], [], [], 48).shape == (36, 48, 3)

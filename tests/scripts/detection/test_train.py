@@ -33,7 +33,7 @@ def test_a_run_leaves_checkpoints_metrics_pictures_and_a_report(data, tmp_path, 
     assert "predict.py --ckpt" in caplog.text
 
 
-def test_a_resumed_run_continues_bit_for_bit(data, tmp_path, monkeypatch):
+def test_a_resumed_run_continues_bit_for_bit(fails, data, tmp_path, monkeypatch):
     options = [*FAST, f"--data.root={data}", "--max_epochs=2", "--save_every_steps=1"]
     train.main([*options, f"--default_root_dir={tmp_path / 'whole'}"])
     step = ResNetDetector.training_step
@@ -46,7 +46,9 @@ def test_a_resumed_run_continues_bit_for_bit(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(ResNetDetector, "training_step", killed)
         train.main([*options, f"--default_root_dir={tmp_path / 'cut'}"])
-    train.main([f"--default_root_dir={tmp_path / 'cut'}", "--ckpt_path=last"])
+    last = [f"--default_root_dir={tmp_path / 'cut'}", "--ckpt_path=last"]
+    assert "was trained with --model.norm batch, and goes on" in fails(train.main, *last, "--model.norm=frozen")
+    train.main(last)
     whole, cut = (last_of(tmp_path / run) for run in ("whole", "cut"))
     assert whole["global_step"] == cut["global_step"] == 4
     assert all(torch.equal(whole["state_dict"][name], cut["state_dict"][name]) for name in whole["state_dict"])

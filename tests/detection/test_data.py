@@ -176,6 +176,8 @@ def test_missing_and_broken_images_are_listed_with_the_file_that_names_them_or_s
     (root / "train/d.png").write_bytes((root / "train/d.png").read_bytes()[:500])
     with pytest.raises(UserError, match=r"a\.png: no such file \(named in .*instances_train\.json, images\[0\]\)"):
         load(root)
+    unchecked = load(root, bad_images="skip", bad_boxes="skip", check=False)
+    assert [Path(path).name for path, _ in unchecked.samples["train"]] == ["b.png", "c.png", "d.png"]
     data = load(root, bad_images="skip", bad_boxes="skip")
     assert [Path(path).name for path, _ in data.samples["train"]] == ["b.png", "c.png"]
     assert "d.png" in caplog.text and data.class_names == ["dog"]
@@ -197,9 +199,11 @@ def test_a_file_that_breaks_later_is_replaced_in_training_and_left_out_in_evalua
 def test_images_that_fit_into_memory_are_read_once(tmp_path, monkeypatch):
     data = load(write_coco(tmp_path / "data"))
     first = [image for images, _ in data.val_dataloader() for image in images]
-    Path(data.samples["val"][0][0]).unlink()
+    for path in (path for split in ("train", "val") for path, _ in data.samples[split]):
+        Path(path).unlink()
     again = [image for images, _ in data.val_dataloader() for image in images]
     assert torch.equal(first[0], again[0]) and first[0] is not again[0]
+    assert len([image for images, _ in data.train_dataloader() for image in images]) == 4
     monkeypatch.setattr("project.detection.data.MAX_KEPT_BYTES", 1000)
     assert load(write_coco(tmp_path / "other")).pixels == {}
 
@@ -290,6 +294,11 @@ MALFORMED = {  # what is done to a good data set, and what the message must say
     "coco unknown category": (write_coco, changed("annotations", 0, category_id=4), "\\[0\\]: category_id 4 is no"),
     "coco category null": (write_coco, changed("annotations", 0, category_id=None), "\\[0\\]: category_id None is no"),
     "coco unknown image": (write_coco, changed("annotations", 2, image_id=99), "\\[2\\]: image_id 99 is no image's"),
+    "coco image a list": (
+        write_coco,
+        changed("annotations", 2, image_id=[0]),
+        "\\[2\\]: image_id \\[0\\] is no image's",
+    ),
     "coco three numbers": (write_coco, changed("annotations", 1, bbox=[1, 2, 3]), "\\[1\\]: bbox is \\[1, 2, 3\\]"),
     "coco texts": (write_coco, changed("annotations", 1, bbox=["1", 2, 3, 4]), "\\[1\\]: bbox is"),
     "coco nan": (write_coco, changed("annotations", 1, bbox=[float("nan"), 2, 3, 4]), "\\[1\\]: bbox is \\[nan"),

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from project import INFINITY, UserError, check_ranges, num_cores, quoted, shortest
+from project import INFINITY, UserError, check_ranges, first_few, num_cores, quoted, shortest
 from project.cache import lasting_fingerprints
 from project.checks import MAX_KEPT_BYTES, decode, drop_bad_images
 from project.checks import tell as tell_images
 from project.decoding import BadImage
 from project.detection.annotations import read_annotations
-from project.detection.boxes import Header, judge, read_header, tell, without_unknown
+from project.detection.boxes import Header, is_of_stored, judge, read_header, tell, without_unknown
 from project.detection.checks import examine
 from project.detection.datasets import BoxDataset, Pixels, Target, collate, read_image, scaled
 from project.detection.drawing import draw_splits
@@ -153,6 +153,11 @@ class BoxData(ResumableData):
                 problems += wrong
                 if usable is not None:
                     boxes[path] = usable
+        if turned := [path for path in boxes if is_of_stored(records[path], headers[path])]:
+            log.warning(
+                f"{len(turned)} photos are turned by Exif, but not in their annotations, by the size that these state: "
+                f"the boxes are turned, too: {first_few(turned, 3)}"
+            )
         return only(boxes, good), boxes, headers, problems
 
     def read_one(self, path: str) -> Tensor:

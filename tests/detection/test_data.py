@@ -211,7 +211,7 @@ def test_images_that_fit_into_memory_are_read_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(  # where the size in the file is that of the upright image, and that of the stored one
     ("orientation", "stored"), [*((i, False) for i in range(1, 9)), *((i, True) for i in range(5, 9))]
 )
-def test_boxes_lie_on_the_object_in_photos_that_exif_turns(tmp_path, orientation, stored):
+def test_boxes_lie_on_the_object_in_photos_that_exif_turns(tmp_path, orientation, stored, caplog):
     white = Image.new("L", (8, 6))
     white.paste(255, (1, 1, 4, 3))  # in the stored image
     image = white.resize((80, 60), Image.Resampling.NEAREST).convert("RGB")
@@ -230,6 +230,7 @@ def test_boxes_lie_on_the_object_in_photos_that_exif_turns(tmp_path, orientation
     left, top, right, bottom = target["boxes"][0].int().tolist()
     light = image_tensor[0] > 128
     assert light.sum() == 30 * 20 and light[top:bottom, left:right].all()
+    assert ("1 photos are turned by Exif, but not in their annotations" in caplog.text) == stored
 
 
 def test_what_looks_wrong_is_said_before_training_and_nothing_of_the_sample(tmp_path, caplog):

@@ -45,9 +45,28 @@ def test_folders_as_exporters_write_them(tmp_path, named):
     assert find_yaml(str(root)) == [str(root / "data.yaml")]
 
 
-def test_the_last_folder_images_becomes_labels():
+def test_the_last_folder_images_becomes_labels_unless_the_text_lies_beside_the_image(tmp_path):
     assert label_path("/images/x/images/train/a.b.jpg") == "/images/x/labels/train/a.b.txt"
     assert label_path("/data/train/a.jpg") == "/data/train/a.txt"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.txt").touch()
+    assert label_path(f"{tmp_path}/images/a.jpg") == f"{tmp_path}/images/a.txt"
+
+
+def test_text_files_without_an_image_name_one_that_is_missing(tmp_path):
+    root = write_yolo(tmp_path)
+    (root / "images/train/a.png").unlink()
+    (root / "labels/train/classes.txt").write_text("dog\ncat\n")
+    *_, missing = read_yolo(str(root / "data.yaml")).splits["train"]
+    assert missing.path == str(root / "images/train/a.jpg") and missing.where == str(root / "labels/train/a.txt")
+    assert counts(root / "data.yaml") == {"train": 4, "val": 1, "test": 2}
+
+
+def test_a_split_of_which_no_text_file_is_found_is_not_taken_as_negatives(tmp_path, fails):
+    root = write_yolo(tmp_path)
+    (root / "labels/train").rename(root / "labels/Train")
+    line = fails(lambda argv: read_yolo(argv[0]), root / "data.yaml")
+    assert "the train split has no boxes: there is no" in line and "labels/train/a.txt, nor any" in line
 
 
 def test_boxes_are_centre_and_size_or_around_an_outline():
@@ -63,7 +82,7 @@ def test_outlines_are_said_once(tmp_path, caplog):
     root = write_yolo(tmp_path)
     (root / "labels/train/a.txt").write_text("0 .1 .2 .5 .1 .3 .7\n")
     read_yolo(str(root / "data.yaml"))
-    assert "1 outlines of more than two points: the boxes around them are used" in caplog.text
+    assert "1 outlines of three points or more: the boxes around them are used" in caplog.text
 
 
 def test_a_split_without_images_is_refused(tmp_path, fails):

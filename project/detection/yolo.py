@@ -58,8 +58,8 @@ def read_yolo(path: str) -> Annotations:
         files = {image: label_path(image) for image in images}
         if not any(map(os.path.exists, files.values())):
             raise UserError(
-                f"{path}: the {split} split has no boxes: there is no {files[images[0]]}, nor any other text file of its "
-                f"images; add them, or leave the split out"
+                f"{path}: the {split} split has no boxes: there is no {files[images[0]]}, nor any other text file of "
+                "its images; add them, or leave the split out"
             )
         splits[split] = []
         for image, file in {**files, **without_image(files)}.items():

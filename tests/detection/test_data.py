@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from box_files import SIZE, SPLITS, WRITERS, save, voc_text, write_coco, write_voc, write_yolo
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -113,6 +115,44 @@ def test_the_same_batches_from_any_number_of_workers_and_after_an_interruption(t
         for (image, target), (expected, their) in zip(other, whole[first:], strict=True):
             assert torch.equal(image, expected)
             assert all(torch.equal(target[name], their[name]) for name in their)
+
+
+class Watcher(LightningModule):
+    """Learns nothing, and keeps what it sees of each training step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[float, ...]] = []
+
+    def training_step(self, batch, batch_idx):
+        images, targets = batch
+        boxes = torch.cat([target["boxes"] for target in targets])
+        noise = torch.rand(()).item()  # as of dropout
+        self.seen.append((noise, sum(image.float().sum().item() for image in images), boxes.sum().item()))
+        return self.weight * noise
+
+    def validation_step(self, batch, batch_idx):
+        assert len(batch[0]) == len(batch[1]) == 1
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_resumed_run_sees_the_steps_of_one_that_was_not_interrupted(tmp_path):
+    root = write_coco(tmp_path / "data")
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+    def run(ckpt_path=None):
+        keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1)
+        trainer = Trainer(**quiet, use_distributed_sampler=False, max_epochs=3, callbacks=[keep])
+        watcher = Watcher()
+        trainer.fit(watcher, datamodule=load(root, batch_size=1), ckpt_path=ckpt_path, weights_only=True)
+        return watcher.seen
+
+    whole = run()
+    assert len(set(whole)) == 12
+    assert run(tmp_path / "step=6.ckpt") == whole[6:]
 
 
 def test_padding_is_left_out_of_batches(tmp_path):
@@ -234,13 +274,10 @@ def test_boxes_lie_on_the_object_in_photos_that_exif_turns(tmp_path, orientation
 
 
 def test_what_looks_wrong_is_said_before_training_and_nothing_of_the_sample(tmp_path, caplog):
-    class Trainer:
-        is_global_zero, ckpt_path = True, None
-
     caplog.set_level(logging.INFO)
     for root, said in ((SAMPLE, False), (write_coco(tmp_path / "data"), True)):
         data = load(root)
-        data.trainer = Trainer()
+        data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
         data.setup("fit")
         assert ("classes with fewer than 10 boxes in train: dog (2), cat (2)" in caplog.text) == said
 
@@ -389,6 +426,16 @@ def test_bad_boxes_are_left_out_or_clipped_if_the_user_says_so(tmp_path, caplog)
     target = data.target(data.samples["train"][0][0])
     assert target["boxes"].tolist() == [[20, 15, 60, 45], [60, 15, 80, 45]] and target["labels"].tolist() == [0, 1]
     assert "5 of 12 boxes cannot be used: left out, or clipped to the image" in caplog.text
+
+
+def test_that_no_box_can_be_used_hides_not_why(tmp_path):
+    root = write_yolo(tmp_path / "data")
+    for path in (root / "labels").rglob("*.txt"):
+        path.write_text("0 40 30 10 10")
+    with pytest.raises(UserError, match=r"6 of 6 boxes cannot be used .*line 1: outside the image of 80 x 60 pixels"):
+        load(root)
+    with pytest.raises(UserError, match="no usable box in its 4 training images"):
+        load(root, bad_boxes="skip")
 
 
 def test_annotations_of_another_image_are_left_out_with_it(tmp_path):

@@ -40,9 +40,7 @@ def read_header(path: str) -> Header:
 def judge(record: Record, header: Header) -> tuple[list[Stated] | None, list[str]]:
     """The boxes of an image that can be used, and what is wrong with the others.
 
-    Boxes belong to the upright image, as programs for labelling show it and as COCO's tools and torchvision's reference
-    scripts load it once it has been turned. Only if the file states the width and height of the image as it is stored,
-    and these are not those of the upright one, the boxes are turned with the image.
+    Boxes belong to the upright image unless `is_of_stored` tells otherwise: then they are turned with it.
 
     Returns:
         The boxes, with corners in pixels of the upright image; None if the annotations are of another image. And the
@@ -52,7 +50,7 @@ def judge(record: Record, header: Header) -> tuple[list[Stated] | None, list[str
     if record.size not in (None, header.size, header.stored):
         stated, real = (" x ".join(map(str, size)) for size in (record.size or (), header.size))
         return None, [f"{record.where}: it is of an image of {stated} pixels, but {record.path} has {real}"]
-    turned = record.size == header.stored != header.size
+    turned = is_of_stored(record, header)
     good: list[Stated] = []
     problems: list[str] = []
     seen: dict[tuple[str, Corners], str] = {}
@@ -72,6 +70,17 @@ def judge(record: Record, header: Header) -> tuple[list[Stated] | None, list[str
         if problem:
             problems.append(f"{box.where}: {problem}")
     return good, problems
+
+
+def is_of_stored(record: Record, header: Header) -> bool:
+    """Whether the boxes of a photo that Exif turns are those of the image as it is stored.
+
+    Most programs for labelling (labelme, Label Studio, browsers) show a photo upright, and YOLO's tools read it so;
+    some (labelImg) ignore Exif. The width and height that a file states tell which: if they are those of the stored
+    image, and not those of the upright one, so are the boxes. If they cannot tell, since the image is square or turned
+    by 180 degrees or there are none, as in YOLO's files, the boxes are those of the upright image.
+    """
+    return record.size == header.stored != header.size
 
 
 def fitted(corners: Corners, width: int, height: int) -> tuple[str, Corners | None]:

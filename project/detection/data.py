@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from project import INFINITY, UserError, check_ranges, num_cores, quoted, shortest
+from project import INFINITY, UserError, check_ranges, first_few, num_cores, quoted, shortest
 from project.cache import lasting_fingerprints
 from project.checks import MAX_KEPT_BYTES, decode, drop_bad_images
 from project.checks import tell as tell_images
 from project.decoding import BadImage
 from project.detection.annotations import read_annotations
-from project.detection.boxes import Header, judge, read_header, tell, without_unknown
+from project.detection.boxes import Header, is_of_stored, judge, read_header, tell, without_unknown
 from project.detection.checks import examine
 from project.detection.datasets import BoxDataset, Pixels, Target, collate, read_image, scaled
 from project.detection.drawing import draw_splits
@@ -119,24 +119,24 @@ class BoxData(ResumableData):
         self.train_transform = train_transform(scale_jitter, crop, flip, colour)
         found = read_annotations(self.root)
         self.format = found.format
-        self.listed, self.boxes, self.headers, problems = self.read(found, check)
+        self.listed, self.boxes, self.headers = self.read(found, check)
         self.draw = partial(
             draw_splits, boxes=self.boxes, val_fraction=val_fraction, test_fraction=test_fraction, seed=split_seed
         )
         self.samples = self.listed if class_names else self.draw(self.listed)
         self.drawn = "" if class_names else what_is_drawn(self.listed, self.samples, *self.fractions)
         self.class_names = class_names or self.choose_classes(found.class_names)
-        number = sum(len(record.boxes) for records in found.splits.values() for record in records)
+        number = sum(map(len, self.boxes.values()))
         lacking = "the model" if class_names else "the training split"
         self.boxes, unknown = without_unknown(self.boxes, self.class_names, lacking)
-        tell(found.problems + problems + unknown, number + len(found.problems), bad_boxes)
+        tell(unknown, number, bad_boxes)
         self.samples = {split: self.described(samples) for split, samples in self.samples.items()}
         self.test_split = "test" if "test" in self.samples else "val"
 
     def read(
         self, found: Annotations, check: bool | None
-    ) -> tuple[dict[str, Samples], dict[str, list[Stated]], dict[str, Header], list[str]]:
-        """The images that can be used, by split; their boxes and headers, by path; and what is wrong with boxes."""
+    ) -> tuple[dict[str, Samples], dict[str, list[Stated]], dict[str, Header]]:
+        """The images that can be used, by split, and their boxes and headers, by path. Raises `UserError`."""
         records = {record.path: record for of_split in found.splits.values() for record in of_split}
         listed: dict[str, Samples] = {s: [(r.path, "") for r in of_split] for s, of_split in found.splits.items()}
         headers, broken = decode(records, read_header)
@@ -146,14 +146,21 @@ class BoxData(ResumableData):
             listed = only(headers, listed)
         good, _ = drop_bad_images(listed, self.bad_images, check, self.read_one, None)
         boxes: dict[str, list[Stated]] = {}
-        problems: list[str] = []
+        problems = list(found.problems)
         for path in (path for samples in good.values() for path, _ in samples):
             if path not in boxes:
                 usable, wrong = judge(records[path], headers[path])
                 problems += wrong
                 if usable is not None:
                     boxes[path] = usable
-        return only(boxes, good), boxes, headers, problems
+        stated = sum(len(record.boxes) for record in records.values()) + len(found.problems)
+        tell(problems, stated, self.bad_boxes)
+        if turned := [path for path in boxes if is_of_stored(records[path], headers[path])]:
+            log.warning(
+                f"{len(turned)} photos are turned by Exif, but not in their annotations, by the size that these state: "
+                f"the boxes are turned, too: {first_few(turned, 3)}"
+            )
+        return only(boxes, good), boxes, headers
 
     def read_one(self, path: str) -> Tensor:
         """An image as `read_image` returns it. Raises `BadImage`."""

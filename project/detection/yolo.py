@@ -9,7 +9,7 @@ import yaml
 
 from project import UserError
 from project.detection.records import Annotations, Record, Stated, bad, numbers, read_bytes, read_lines
-from project.listing import EXTENSIONS, entries, list_images, subfolders
+from project.listing import EXTENSIONS, entries, images_in, list_images, subfolders
 from project.splits import ORDER, split_of
 
 log = logging.getLogger(__name__)
@@ -49,19 +49,25 @@ def read_yolo(path: str) -> Annotations:
     folders = folders or find_splits(os.path.dirname(base) if os.path.basename(base) == "labels" else base)
     if not folders:
         raise UserError(f"{path}: it names no split, and there are no images beside it; {LAYOUT}")
-    polygons = 0
     splits: dict[str, list[Record]] = {}
+    outlines = 0
     for split, places in folders.items():
-        images = [image for place in places for image in images_of(place)]
+        images = list(dict.fromkeys(image for place in places for image in images_of(place)))
         if not images:
             raise UserError(f"{path}: no images of the {split} split in {places[0]}")
+        files = {image: label_path(image) for image in images}
+        if not any(map(os.path.exists, files.values())):
+            raise UserError(
+                f"{path}: the {split} split has no boxes: there is no {files[images[0]]}, nor any other text file of "
+                "its images; add them, or leave the split out"
+            )
         splits[split] = []
-        for image in dict.fromkeys(images):
-            boxes, outlines = read_labels(label_path(image), names)
-            polygons += outlines
-            splits[split].append(Record(image, label_path(image), boxes, shares=True))
-    if polygons:
-        log.warning(f"{path}: {polygons} outlines of more than two points: the boxes around them are used")
+        for image, file in {**files, **without_image(files)}.items():
+            boxes, found = read_labels(file, names)
+            outlines += found
+            splits[split].append(Record(image, file, boxes, shares=True))
+    if outlines:
+        log.warning(f"{path}: {outlines} outlines of three points or more: the boxes around them are used")
     return Annotations("YOLO", {split: splits[split] for split in ORDER if split in splits}, names)
 
 
@@ -137,12 +143,28 @@ def images_of(place: str) -> Iterator[str]:
 
 def label_path(image: str) -> str:
     """The text file of an image: in `labels` in place of the last `images` of its path, otherwise beside it."""
-    folder, name = os.path.split(image)
+    beside = os.path.splitext(image)[0] + ".txt"
+    folder, name = os.path.split(beside)
     parts = folder.split(os.sep)
-    if "images" in parts:
-        place = len(parts) - 1 - parts[::-1].index("images")
-        parts[place] = "labels"
-    return os.path.join(os.sep.join(parts), os.path.splitext(name)[0] + ".txt")
+    if "images" not in parts or os.path.isfile(beside):
+        return beside
+    parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return os.path.join(os.sep.join(parts), name)
+
+
+def without_image(files: dict[str, str]) -> dict[str, str]:
+    """The text files of images that do not exist, in the folders of others: by the path where the image should be."""
+    folders = {os.path.dirname(file): os.path.dirname(image) for image, file in files.items()}
+    missing = {}
+    for folder, above in folders.items():
+        if folder == above or not os.path.isdir(folder) or not os.path.isdir(above):
+            continue  # beside images, there may be other text files
+        known = {os.path.splitext(name)[0] for name in images_in(above)}
+        for entry in entries(folder):
+            stem, extension = os.path.splitext(entry.name)
+            if extension == ".txt" and entry.name not in NAMES and stem not in known:
+                missing[os.path.join(above, f"{stem}.jpg")] = entry.path
+    return missing
 
 
 def read_labels(path: str, names: list[str]) -> tuple[list[Stated], int]:

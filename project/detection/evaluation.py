@@ -12,7 +12,6 @@ from project.detection.boxes import read_header
 from project.detection.datasets import scaled
 from project.detection.matching import Boxes, Verdict, verdict_on
 from project.detection.metrics import by_image
-from project.detection.model import ResNetDetector
 
 
 class Evaluation(NamedTuple):
@@ -52,12 +51,12 @@ class Evaluation(NamedTuple):
         )
 
 
-def evaluate(trainer: Trainer, model: ResNetDetector, data: Any, splits: list[str]) -> list[Evaluation]:
+def evaluate(trainer: Trainer, model: Any, data: Any, splits: list[str]) -> list[Evaluation]:
     """Run a detector over splits of its data.
 
     Args:
         trainer: Provides the device, the precision and the processes.
-        model: The model; its score threshold is applied to all splits.
+        model: A `ResNetDetector`, whose score threshold is applied to all splits.
         data: The data, with `choose_test_split`; its last split stays chosen for testing.
         splits: Names of the splits.
 

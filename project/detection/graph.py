@@ -58,7 +58,7 @@ def write_onnx(model: ResNetDetector, path: Path, example: Tensor) -> None:
         import onnx
     except ImportError as error:
         raise UserError(f"export needs packages: pip install -e '.[export]' ({error})") from error
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     axes = {INPUT: {1: "height", 2: "width"}, **{name: {0: "detections"} for name in OUTPUTS}}
     names: Any = {"input_names": [INPUT], "output_names": list(OUTPUTS), "dynamic_axes": axes}
     try:

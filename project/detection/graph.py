@@ -42,22 +42,27 @@ class Graph(nn.Module):
         return tuple(found[name] for name in OUTPUTS)
 
 
-def write_onnx(model: ResNetDetector, path: Path, example: Tensor) -> None:
+def write_onnx(model: ResNetDetector, path: Path, images: list[Tensor]) -> None:
     """Write a detector as an ONNX file in fp32, for images of any size.
 
     Args:
         model: The model, on the CPU.
         path: The file, written in full or not at all.
-        example: An image, uint8 `(3, H, W)`, in which something is found.
+        images: Images, uint8 `(3, H, W)`, in one of which something is found.
 
     Raises:
-        UserError: A package is missing, or the exporter fails.
+        UserError: A package is missing; nothing is found in the images; or the exporter fails.
         OSError: The file cannot be written.
     """
     try:
         import onnx
     except ImportError as error:
         raise UserError(f"export needs packages: pip install -e '.[export]' ({error})") from error
+    with torch.no_grad():
+        counts = [len(found["scores"]) for found in model(images)]
+    if not any(counts):  # torchvision would skip the rest, and so would the file
+        raise UserError(f"nothing is found in {len(images)} images: name others with --images")
+    example = images[counts.index(max(counts))]
     file: Any = io.BytesIO()
     axes = {INPUT: {1: "height", 2: "width"}, **{name: {0: "detections"} for name in OUTPUTS}}
     names: Any = {"input_names": [INPUT], "output_names": list(OUTPUTS), "dynamic_axes": axes}

@@ -104,7 +104,7 @@ def draw(path: str, boxes: Sequence[Tensor], labels: list[str], colours: list[st
     """
     image, factor = read_image(path, max_size)
     if boxes:
-        width = max(1, round(max(image.shape) / 300))
+        width = max(2, round(max(image.shape) / 300))
         scaled = torch.stack(list(boxes)) * torch.tensor([*factor, *factor])
         image = draw_bounding_boxes(image, scaled, labels, colours, width=width)
     return image.permute(1, 2, 0).numpy()

@@ -58,18 +58,21 @@ def main(argv: list[str] | None = None) -> Path:
     images = read_some(args.images, checkpoint)
     draft = path.with_name(f"{path.name}.unchecked")
     try:
-        write_onnx(model, draft, images[0])
+        write_onnx(model, draft, images)
         differ, total = differing(draft, model, images)
         if differ:
             raise UserError(
                 f"{differ} of {total} detections in {len(images)} images are not those of the checkpoint: no file is "
                 "kept"
             )
+        if not total:
+            raise UserError(
+                f"nothing with a score of at least {model.hparams['score_threshold']:.2f} is found in {len(images)} "
+                "images, so that nothing can be compared: name others with --images"
+            )
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    if not total:
-        log.warning(f"Nothing is found in these {len(images)} images: name others with --images to compare on")
     log.info(f"Compared:    {total} detections in {len(images)} images are the same as in PyTorch")
     log.info(f"Written:     {shortest(path)} ({path.stat().st_size / 1e6:.1f} MB)")
     return path

@@ -110,9 +110,8 @@ def evaluate_best(trainer: Trainer, model: ResNetDetector, data: BoxData, this: 
             summary = save(trainer, evaluations, data.class_names, this.folder, origin(checkpoint, data.root))
         if summary and this.folder is not None:
             of_test = evaluations[-1].summary
-            figures = {
-                f"{data.test_split}/{name}": of_test[name] for name in ("map", "map50", "map75") if of_test[name]
-            }
+            names = [name for name in ("map", "map50", "map75") if of_test[name] is not None]
+            figures = {f"{data.test_split}/{name}": of_test[name] for name in names}
             log_results(trainer, {name: this.config[name] for name in ("seed", "max_epochs", "model", "data")}, figures)
     if this.folder is not None:
         log.info(f"Run folder:  {shortest(this.folder)} ({size_of(this.folder)})")

@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> Path:
 def read_some(folder: str | None, checkpoint: Checkpoint) -> list[Tensor]:
     """A few images to compare on, evenly from all in a folder, or from the training data. Raises `UserError`."""
     data = checkpoint.content["config"]["data"]
-    where = folder_of(expanded(str(folder or data.get("root"))))
+    where = expanded(folder) if folder else folder_of(expanded(str(data.get("root"))))
     if not os.path.isdir(where):
         raise UserError(f"{where}: no such folder: name one with images to compare on, with --images")
     paths = list_images(where)[0]

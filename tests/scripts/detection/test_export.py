@@ -2,18 +2,9 @@
 
 import re
 
-import pytest
 import torch
-from squares import FAST, squares
 
-from scripts.detection import export, train
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported")
-    squares(folder / "squares")
-    return train.main([*FAST, f"--data.root={folder / 'squares'}", f"--default_root_dir={folder}"]).best
+from scripts.detection import export
 
 
 def eager(detector, path):

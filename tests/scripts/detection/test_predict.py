@@ -10,17 +10,9 @@ import pytest
 import torch
 from helpers import ROOT, save_image
 from PIL import Image
-from squares import FAST, squares
+from squares import squares
 
-from scripts.detection import evaluate, predict, train
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    """The best checkpoint of a run on data in `squares`, beside `lightning_logs`."""
-    folder = tmp_path_factory.mktemp("detector")
-    squares(folder / "squares")
-    return train.main([*FAST, f"--data.root={folder / 'squares'}", f"--default_root_dir={folder}"]).best
+from scripts.detection import evaluate, predict
 
 
 def test_what_is_found_is_written_in_three_forms_and_bad_files_are_named(detector, tmp_path, caplog):

@@ -10,6 +10,7 @@ from scripts.detection import export
 def eager(detector, path):
     """A copy of the checkpoint whose detector is sure of much, which takes more training than here."""
     content = torch.load(detector, weights_only=True)
+    torch.manual_seed(0)
     torch.nn.init.normal_(content["state_dict"]["net.head.classification_head.cls_logits.weight"], std=0.5)
     torch.nn.init.zeros_(content["state_dict"]["net.head.classification_head.cls_logits.bias"])
     content["hyper_parameters"]["score_threshold"] = 0.2

@@ -1,6 +1,7 @@
 """Object detection data: images with boxes, their splits, and the loaders for training and evaluation."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +116,7 @@ class BoxData(ResumableData):
         self.root, self.max_size = expanded(root or ""), max_size
         self.bad_images, self.bad_boxes = bad_images, bad_boxes
         self.fractions = (val_fraction, test_fraction)
-        self.folder = folder_of(self.root)
+        self.folder = os.path.abspath(folder_of(self.root))
         self.train_transform = train_transform(scale_jitter, crop, flip, colour)
         found = read_annotations(self.root)
         self.format = found.format
@@ -199,8 +200,11 @@ class BoxData(ResumableData):
         def stated(path: str) -> str:
             return repr([(box.label, box.corners) for box in self.boxes[path]])
 
-        known = {split: [(path, stated(path)) for path, _ in self.samples[split]] for split in ("train", "val")}
-        return {split: lasting_fingerprints(samples, self.folder) for split, samples in known.items()}
+        paths = {split: [path for path, _ in self.samples[split]] for split in ("train", "val")}
+        return {
+            split: lasting_fingerprints(((os.path.abspath(path), stated(path)) for path in of_split), self.folder)
+            for split, of_split in paths.items()
+        }
 
     def target(self, path: str) -> Target:
         """The `boxes` of an image, float32 `(n, 4)` in pixels of the upright image, and `labels`, int64 `(n,)`."""

@@ -266,7 +266,7 @@ def test_images_that_fit_into_memory_are_read_once(tmp_path, monkeypatch):
     assert torch.equal(first[0], again[0]) and first[0] is not again[0]
     assert len([image for images, _ in data.train_dataloader() for image in images]) == 4
     monkeypatch.setattr("project.detection.data.MAX_KEPT_BYTES", 1000)
-    assert load(write_coco(tmp_path / "other")).pixels == {}
+    assert load(write_coco(tmp_path / "other")).album == {}
 
 
 @pytest.mark.parametrize(  # where the size in the file is that of the upright image, and that of the stored one

@@ -31,9 +31,9 @@ def read_annotations(root: str) -> Annotations:
     elif not os.path.exists(root):
         raise UserError(f"--data.root {root}: no such folder or file")
     elif root.lower().endswith(".json"):
-        found = read_coco([root])
+        found = read_coco([os.path.abspath(root)])
     elif root.lower().endswith((".yaml", ".yml")):
-        found = read_yolo(root)
+        found = read_yolo(os.path.abspath(root))
     else:
         raise UserError(f"--data.root {root}: not recognized as annotations of boxes; {FORMATS}")
     if not any(found.splits.values()):

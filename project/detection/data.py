@@ -1,10 +1,10 @@
 """Object detection data: images with boxes, their splits, and the loaders for training and evaluation."""
 
 import logging
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
@@ -16,11 +16,10 @@ from project import INFINITY, UserError, check_ranges, first_few, num_cores, quo
 from project.cache import lasting_fingerprints
 from project.checks import MAX_KEPT_BYTES, decode, drop_bad_images
 from project.checks import tell as tell_images
-from project.decoding import BadImage
 from project.detection.annotations import read_annotations
 from project.detection.boxes import Header, is_of_stored, judge, read_header, tell, without_unknown
 from project.detection.checks import examine
-from project.detection.datasets import BoxDataset, Pixels, Target, collate, read_image, scaled
+from project.detection.datasets import Album, BoxDataset, Pixels, Target, collate, read_image, scaled
 from project.detection.drawing import draw_splits
 from project.detection.records import Annotations, Stated
 from project.detection.transforms import train_transform
@@ -115,7 +114,7 @@ class BoxData(ResumableData):
         self.root, self.max_size = expanded(root or ""), max_size
         self.bad_images, self.bad_boxes = bad_images, bad_boxes
         self.fractions = (val_fraction, test_fraction)
-        self.folder = folder_of(self.root)
+        self.folder = os.path.abspath(folder_of(self.root))
         self.train_transform = train_transform(scale_jitter, crop, flip, colour)
         found = read_annotations(self.root)
         self.format = found.format
@@ -199,8 +198,11 @@ class BoxData(ResumableData):
         def stated(path: str) -> str:
             return repr([(box.label, box.corners) for box in self.boxes[path]])
 
-        known = {split: [(path, stated(path)) for path, _ in self.samples[split]] for split in ("train", "val")}
-        return {split: lasting_fingerprints(samples, self.folder) for split, samples in known.items()}
+        paths = {split: [path for path, _ in self.samples[split]] for split in ("train", "val")}
+        return {
+            split: lasting_fingerprints(((os.path.abspath(path), stated(path)) for path in of_split), self.folder)
+            for split, of_split in paths.items()
+        }
 
     def target(self, path: str) -> Target:
         """The `boxes` of an image, float32 `(n, 4)` in pixels of the upright image, and `labels`, int64 `(n,)`."""
@@ -252,24 +254,20 @@ class BoxData(ResumableData):
                 log.info(f"Data:  {line}")
 
     @cached_property
-    def pixels(self) -> dict[str, Pixels]:
-        """The images of train and val by path, read once, if they fit into memory; otherwise none."""
-        paths = list(dict.fromkeys(path for split in ("train", "val") for path, _ in self.samples.get(split, [])))
-        sizes = (scaled(*self.headers[path].size, self.max_size) for path in paths)
-        if sum(3 * width * height for width, height in sizes) > MAX_KEPT_BYTES // self.rank_and_seed.world_size:
-            return {}
-        found: dict[str, Pixels] = {}
-
-        def read(path: str) -> None:
-            with suppress(BadImage):  # of a file that broke after the check; the data set says so
-                found[path] = read_image(path, self.max_size)
-
+    def album(self) -> Album:
+        """The images of train and val, read once, if they fit into memory; otherwise none."""
+        paths = dict.fromkeys(path for split in ("train", "val") for path, _ in self.samples.get(split, []))
+        sizes = {path: self.headers[path].size for path in paths}
+        scaled_sizes = (scaled(*size, self.max_size) for size in sizes.values())
+        if sum(3 * width * height for width, height in scaled_sizes) > MAX_KEPT_BYTES // self.rank_and_seed.world_size:
+            sizes = {}
+        album = Album(sizes, self.max_size)
         with ThreadPoolExecutor(num_cores()) as pool:
-            for _ in shown(pool.map(read, paths), "Reading images", len(paths)):
+            for _ in shown(pool.map(album.read, sizes), "Reading images", len(sizes)):
                 pass
-        return found
+        return album
 
-    def dataset(self, split: str, kept: dict[str, Pixels], augment: bool = False) -> BoxDataset:
+    def dataset(self, split: str, kept: Mapping[str, Pixels], augment: bool = False) -> BoxDataset:
         """The images of a split with their targets."""
         paths = [path for path, _ in self.samples[split]]
         targets = [self.target(path) for path in paths]
@@ -278,10 +276,10 @@ class BoxData(ResumableData):
         return BoxDataset(paths, boxes, labels, self.max_size, kept, transform, self.bad_images == "skip")
 
     def train_dataloader(self) -> DataLoader:
-        return self.train_loader(self.dataset("train", self.pixels, augment=True), collate_fn=collate)
+        return self.train_loader(self.dataset("train", self.album, augment=True), collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader:
-        return self.eval_loader(self.dataset("val", self.pixels), collate_fn=collate)
+        return self.eval_loader(self.dataset("val", self.album), collate_fn=collate)
 
     def test_dataloader(self) -> DataLoader:
         return self.eval_loader(self.dataset(self.test_split, {}), collate_fn=collate)

@@ -1,7 +1,8 @@
 """Data sets of images with boxes, and how an image is read for a detector."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -99,6 +100,48 @@ class BoxDataset(Dataset[Sample | None]):
             with suppress(BadImage):
                 return self.read(i)
         raise BadImage(f"none of the {len(self)} images can be read any more, for example {self.paths[0]}")
+
+
+class Album(Mapping[str, Pixels]):
+    """Images that have been read, by path, in one tensor, which worker processes share however they are started.
+
+    Args:
+        sizes: Width and height in pixels of the images, by path.
+        max_size: See `read_image`.
+    """
+
+    def __init__(self, sizes: Mapping[str, tuple[int, int]], max_size: int) -> None:
+        self.max_size = max_size
+        self.shapes = {path: (3, *scaled(*size, max_size)[::-1]) for path, size in sizes.items()}
+        ends = np.cumsum([0, *map(math.prod, self.shapes.values())]).tolist()
+        self.starts = dict(zip(self.shapes, ends, strict=False))
+        self.pixels = torch.empty(ends[-1], dtype=torch.uint8)
+        self.factors: dict[str, tuple[float, float]] = {}  # of the images that are here
+
+    def read(self, path: str) -> None:
+        """Read an image, unless it cannot be: then it is not here."""
+        with suppress(BadImage):
+            image, factors = read_image(path, self.max_size)
+            if image.shape == self.shapes[path]:
+                self.part(path).copy_(image)
+                self.factors[path] = factors
+
+    def part(self, path: str) -> Tensor:
+        """The place of an image, uint8 `(3, H, W)`."""
+        shape = self.shapes[path]
+        return self.pixels[self.starts[path] :][: math.prod(shape)].view(shape)
+
+    def __getitem__(self, path: str) -> Pixels:
+        return self.part(path), self.factors[path]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.factors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.factors)
+
+    def __len__(self) -> int:
+        return len(self.factors)
 
 
 def collate(items: list[Sample | None]) -> tuple[list[Tensor], list[Target]]:

@@ -147,7 +147,7 @@ def test_a_resumed_run_sees_the_steps_of_one_that_was_not_interrupted(tmp_path):
         keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1)
         trainer = Trainer(**quiet, use_distributed_sampler=False, max_epochs=3, callbacks=[keep])
         watcher = Watcher()
-        trainer.fit(watcher, datamodule=load(root, batch_size=1), ckpt_path=ckpt_path, weights_only=True)
+        trainer.fit(watcher, datamodule=load(root, batch_size=1, num_workers=1), ckpt_path=ckpt_path, weights_only=True)
         return watcher.seen
 
     whole = run()
@@ -171,6 +171,27 @@ def test_a_changed_box_changes_the_fingerprint_of_its_image_and_a_moved_folder_n
     (root / "Annotations/b.xml").write_text(voc_text("b.png", [("dog", (0, 0, 20, 31))]))
     after = load(root).fingerprints["train"]
     assert (after != before).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["data", "data/data.yaml"])
+def test_fingerprints_are_the_same_from_any_working_directory(tmp_path, monkeypatch, name):
+    root = write_yolo(tmp_path / "data")
+    (root / "images/train").rename(tmp_path / "elsewhere")
+    (root / "labels/train").rename(tmp_path / "labels")
+    for path in (tmp_path / "labels").iterdir():
+        path.rename(tmp_path / "elsewhere" / path.name)
+    (root / "data.yaml").write_text("train: ../elsewhere\nval: images/val\nnames: [dog, cat]")
+    expected = load(tmp_path / name).fingerprints
+    monkeypatch.chdir((tmp_path / name).parent)
+    found = load(Path(Path(name).name)).fingerprints
+    assert all(torch.equal(found[split], expected[split]) for split in expected)
+
+
+def test_a_file_in_the_working_directory_can_be_named(tmp_path, monkeypatch):
+    root = write_coco(tmp_path, {"all": SPLITS["train"]})
+    (root / "annotations/instances_all.json").rename(root / "boxes.json")
+    monkeypatch.chdir(tmp_path)
+    assert len(load(Path("boxes.json"), ["dog", "cat"]).samples["all"]) == 4
 
 
 def test_a_model_s_classes_keep_their_order_and_the_data_may_lack_some(tmp_path):
@@ -245,7 +266,7 @@ def test_images_that_fit_into_memory_are_read_once(tmp_path, monkeypatch):
     assert torch.equal(first[0], again[0]) and first[0] is not again[0]
     assert len([image for images, _ in data.train_dataloader() for image in images]) == 4
     monkeypatch.setattr("project.detection.data.MAX_KEPT_BYTES", 1000)
-    assert load(write_coco(tmp_path / "other")).pixels == {}
+    assert load(write_coco(tmp_path / "other")).album == {}
 
 
 @pytest.mark.parametrize(  # where the size in the file is that of the upright image, and that of the stored one

@@ -5,7 +5,7 @@ from box_files import save
 from PIL import Image
 
 from project.decoding import BadImage
-from project.detection.datasets import BoxDataset, read_image, scaled
+from project.detection.datasets import Album, BoxDataset, read_image, scaled
 from project.detection.transforms import train_transform
 
 
@@ -53,6 +53,23 @@ def test_kept_images_stay_as_they_are(tmp_path):
     assert item is not None
     item[0].add_(1)
     assert kept[str(tmp_path / "0.png")][0].sum() == 0
+
+
+def test_an_album_holds_what_can_be_read_in_one_tensor(tmp_path):
+    sizes = {}
+    for i in range(4):
+        save(tmp_path / f"{i}.png", (40 + i, 30))
+        sizes[str(tmp_path / f"{i}.png")] = (40 + i, 30)
+    (tmp_path / "1.png").write_bytes(b"")
+    save(tmp_path / "2.png", (10, 10))  # changed since its size was read
+    album = Album(sizes, 41)
+    for path in sizes:
+        album.read(path)
+    assert list(album) == [str(tmp_path / "0.png"), str(tmp_path / "3.png")]
+    for path in album:
+        image, factors = read_image(path, 41)
+        assert torch.equal(album[path][0], image) and album[path][1] == factors
+    assert len({image.untyped_storage().data_ptr() for image, _ in album.values()}) == 1
 
 
 def test_without_a_readable_image_the_error_says_so(tmp_path):

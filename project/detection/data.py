@@ -284,6 +284,10 @@ class BoxData(ResumableData):
     def test_dataloader(self) -> DataLoader:
         return self.eval_loader(self.dataset(self.test_split, {}), collate_fn=collate)
 
+    def files_of_batch(self, batch_idx: int) -> list[str]:
+        """Paths of the training images that this process sees as a batch of the current epoch."""
+        return [self.samples["train"][i][0] for i in self.indices_of_batch(batch_idx)]
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seed each training step."""
         if self.trainer is not None and self.trainer.training:

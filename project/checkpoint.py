@@ -223,14 +223,27 @@ def load_model(checkpoint: Checkpoint, model_class: type[Module]) -> Module:
         model_class: The model's class, given by the caller: no class named in a file is ever imported.
 
     Raises:
-        UserError: The parts of the checkpoint do not fit together.
+        UserError: It is of another task, or its parts do not fit together.
     """
+    check_task(checkpoint, model_class)
     try:
         model = model_class(**{**checkpoint.content["hyper_parameters"], "weights": "none"})
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, UserError) as error:
         raise does_not_fit(checkpoint, error) from error
     load_state(model, checkpoint)
     return model.eval()
+
+
+def check_task(checkpoint: Checkpoint, model_class: type[LightningModule]) -> None:
+    """Refuse a checkpoint of another task than a model's: both are named by `TASK`; a classifier of images has none.
+
+    Raises:
+        UserError: They differ.
+    """
+    found, wanted = checkpoint.content.get("task"), getattr(model_class, "TASK", None)
+    if found != wanted:
+        what, needed = (f"of {task}" if task else "of image classification" for task in (found, wanted))
+        raise UserError(f"checkpoint {checkpoint.path} is {what}, not {needed}: use the scripts of that task")
 
 
 def load_state(model: LightningModule, checkpoint: Checkpoint) -> None:

@@ -9,6 +9,7 @@ from helpers import FAST, PREPROCESSING, make
 
 from project import UserError
 from project.checkpoint import (
+    Checkpoint,
     DurableCheckpointIO,
     drop_previous,
     load_checkpoint,
@@ -155,3 +156,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, content, value):
     torch.save({**content, "state_dict": state}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match=r"a\.ckpt: the weights 'net.bn1.bias' are not finite"):
         load_model(load_checkpoint(tmp_path / "a.ckpt"), ResNetClassifier)
+
+
+def test_a_checkpoint_of_another_task_is_refused():
+    checkpoint = Checkpoint("a.ckpt", {"task": "object detection", "hyper_parameters": {}, "state_dict": {}})
+    with pytest.raises(UserError, match=r"a.ckpt is of object detection, not of image classification: use the scripts"):
+        load_model(checkpoint, ResNetClassifier)

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain
-from typing import ClassVar, NamedTuple, TextIO
+from typing import ClassVar, Literal, NamedTuple, TextIO
 
 from project import UserError, quoted
 
@@ -33,11 +33,12 @@ class Table:
 
     COLUMNS: ClassVar[dict[str, tuple[str, ...]]]  # those that are used, with other names that are understood
     NEEDED: ClassVar[tuple[str, str]]
-    quoting = csv.QUOTE_MINIMAL
+    quoting: Literal[0, 1, 2, 3] = csv.QUOTE_MINIMAL
 
     def __init__(self, path: str, columns: dict[str, str | None]) -> None:
         self.path = path
         self.columns = columns
+        self.line = 1  # in which the row begins that is being read
         self.header: list[str] = []
         self.place: dict[str, int] = {}
         self.notes: dict[str, list[int]] = defaultdict(list)
@@ -55,14 +56,14 @@ class Table:
         reader = csv.reader(chain([first], file), delimiter=separator, quoting=self.quoting, strict=True)
         self.find_columns(next(reader, []))
         above = bool(named)
-        line = reader.line_num + above + 1
+        self.line = reader.line_num + above + 1
         for cells in reader:
             end = reader.line_num + above
             if "".join(cells).strip():
-                yield Cells(line, end, cells)
+                yield Cells(self.line, end, cells)
             elif cells:
-                self.notes["empty rows are left out"].append(line)
-            line = end + 1
+                self.notes["empty rows are left out"].append(self.line)
+            self.line = end + 1
 
     def used(self, row: Cells) -> dict[str, str]:
         """The cells that are used, by column. Raises `UserError` if the row has too few or too many."""

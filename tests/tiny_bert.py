@@ -5,6 +5,7 @@
 With it, the commands of text classification can be run where there is neither a network nor a hub's cache.
 """
 
+import csv
 import json
 import sys
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel
 
-SAMPLE = Path(__file__).parents[1] / "project/text_classification/sample"
+SAMPLE = Path(__file__).parents[1] / "project/sample/banking77/banking77.csv"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -50,6 +51,47 @@ def write_tiny_bert(folder: Path, texts: Iterable[str], seed: int = 0, **config:
     return folder
 
 
+SAID = {
+    "arrival": ["when does my card arrive", "my card has not arrived", "I still wait for the card", "track my card"],
+    "pin": ["how do I change my pin", "I forgot the pin", "the pin is blocked", "where do I get a pin"],
+    "refund": ["I want a refund", "my refund is missing", "how long does a refund take", "give me the money back"],
+}
+MORE = ["", " please", " today", " again", " and why?", ", thanks", " (urgent)", "!"]
+
+
+def write_texts(path: Path) -> Path:
+    """Write a table `text,label,split` of three classes, with 20, 4 and 8 texts of each to train, validate and test."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label", "split"])
+        for label, texts in SAID.items():
+            every = [text + more for more in MORE for text in texts]
+            rows.writerows([text, label, part] for text, part in zip(every, SPLITS, strict=True))
+    return path
+
+
+SPLITS = ["train"] * 20 + ["val"] * 4 + ["test"] * 8
+TEXTS = [text + more for texts in SAID.values() for text in texts for more in MORE]
+FAST = [
+    "--data.batch_size=8",
+    "--max_epochs=1",
+    "--log_every_n_steps=1",
+    "--accelerator=cpu",
+    "--precision=32-true",
+    "--enable_progress_bar=false",
+]
+
+
+def tiny_texts(folder: Path, *more: str) -> list[str]:
+    """The options of a training run of seconds, on texts and an encoder that are written to the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = folder / "encoder"
+    if not encoder.is_dir():
+        write_tiny_bert(encoder, TEXTS)
+    root = write_texts(folder / "texts.csv")
+    return [*FAST, f"--data.root={root}", f"--model.encoder={encoder}", f"--default_root_dir={folder}", *more]
+
+
 if __name__ == "__main__":
-    files = [path.read_text(encoding="utf-8") for path in sorted(SAMPLE.rglob("*.csv"))]
-    print(write_tiny_bert(Path(sys.argv[1]), files))
+    with open(SAMPLE, encoding="utf-8", newline="") as file:
+        print(write_tiny_bert(Path(sys.argv[1]), [row["text"] for row in csv.DictReader(file)]))

@@ -334,7 +334,7 @@ def layer_of(name: str, num_layers: int) -> int:
     return min(int(found[1]) + 1, num_layers) if found else 0
 
 
-def like_lengths(tokens: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+def by_length(tokens: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
     """The indices of texts in batches of like lengths, the longest first, so that little of a batch is padding.
 
     Args:

@@ -13,13 +13,14 @@ from project.files import write_csv
 from project.insight.calibration import promises_of
 from project.metrics import report
 from project.predictions import Evaluation, table
-from project.text_classification.report import write_report
+from project.text_classification.data import TextData
+from project.text_classification.report import NAME, write_report
 
 log = logging.getLogger(__name__)
 
 
 def save(
-    trainer: Trainer, evaluations: list[Evaluation], data: Any, folder: Path | None, origin: dict[str, Any]
+    trainer: Trainer, evaluations: list[Evaluation], data: TextData, folder: Path | None, origin: dict[str, Any]
 ) -> dict[str, Any]:
     """Print the metrics of the last split, and write all results to a folder.
 
@@ -40,15 +41,16 @@ def save(
     summary = {**main.summary, **origin, **{other.split: other.summary for other in others}}
     if not trainer.is_global_zero:
         return summary
-    page = None
     if folder is not None:
         write_csv(folder / "predictions.csv", table(evaluations, data.class_names, "text"))
         counts = data.class_counts if "train" in data.samples else []
-        page = write_report(folder, main, data.class_names, counts)
+        write_report(folder, main, data.class_names, counts)
     report(summary, main.confusion, folder, data.UNIT)
     if folder is not None:
         log.info(f"Predictions: {shortest(folder / 'predictions.csv')}")
-        log.info(f"Report:      {shortest(page)} ({len(main.wrong):,} of {main.summary['num_samples']:,} are wrong)")
+        log.info(
+            f"Report:      {shortest(folder / NAME)} ({len(main.wrong):,} of {main.summary['num_samples']:,} are wrong)"
+        )
     return summary
 
 

@@ -8,7 +8,6 @@ fine-tuning", LP-FT, Kumar et al. 2022, arXiv 2202.10054). If the encoder stays 
 import json
 import logging
 from hashlib import blake2b
-from typing import Any
 
 import torch
 import transformers
@@ -21,7 +20,7 @@ from project.lightning_internals import save_with_metrics
 from project.linear_head import fit_head
 from project.loading import gather_in_order
 from project.progress import shown
-from project.text_classification.encoder import like_lengths
+from project.text_classification.data import TextData
 from project.text_classification.model import TextClassifier
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ class HeadStart(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fit the head, and if the encoder is frozen, let all epochs use its features."""
         model, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(model, TextClassifier)
+        assert isinstance(model, TextClassifier) and isinstance(data, TextData)
         if stage != "fit" or not (model.frozen or model.head_start):
             return
         limits = (trainer.limit_train_batches, trainer.limit_val_batches)
@@ -53,14 +52,12 @@ class HeadStart(Callback):
             log.info("Head start and feature cache are skipped, since the number of batches is limited")
             return
         model.to(trainer.strategy.root_device)
-        samples = {split: data.samples[split] for split in ("train", "val")}
-        found = cached_features(trainer, model, data, [text for split in samples.values() for text, _ in split])
-        self.features = dict(zip(samples, found.split([len(split) for split in samples.values()]), strict=True))
+        self.features = {split: cached_features(trainer, model, data, split) for split in ("train", "val")}
         if model.frozen:
             data.use_features(self.features)
             log.info("Frozen encoder: all epochs use its features of the texts")
         if model.head_start:
-            labels = {split: data.labels(of_split) for split, of_split in samples.items()}
+            labels = {split: data.labels(data.samples[split]) for split in self.features}
             norm = model.head.linear.weight.norm()
             set_head(trainer, model, self.features, labels)
             self.scale = 1.0 if model.frozen else min(1.0, (norm / model.head.linear.weight.norm()).item())
@@ -95,19 +92,20 @@ class HeadStart(Callback):
                 parameter.mul_(self.scale)
 
 
-def cached_features(trainer: Trainer, model: TextClassifier, data: Any, texts: list[str]) -> Tensor:
-    """The encoder's features of texts as in evaluation, `(N, F)` on the CPU: from the cache, or computed and cached.
+def cached_features(trainer: Trainer, model: TextClassifier, data: TextData, split: str) -> Tensor:
+    """The encoder's features of a split as in evaluation, `(N, F)` on the CPU: from the cache, or computed and cached.
 
     The cache key covers all that they depend on: texts, tokenizer, weights, pooling, precision and version of the code.
 
     Args:
         trainer: Provides the device, the precision and the processes.
         model: The classifier, on the device.
-        data: Provides the size of batches.
-        texts: The texts.
+        data: Provides the texts, in batches of like lengths.
+        split: Name of the split.
     """
+    texts = [text for text, _ in data.samples[split]]
     key = blake2b(digest_size=16)
-    settings = [model.config, model.max_length, model.hparams["pooling"], trainer.precision, transformers.__version__]
+    settings = [model.config, data.max_length, model.hparams["pooling"], trainer.precision, transformers.__version__]
     key.update(json.dumps([settings, texts, model.tokenizer.content]).encode())
     for name, tensor in model.net.state_dict().items():
         key.update(name.encode() + tensor.cpu().numpy().tobytes())
@@ -115,38 +113,29 @@ def cached_features(trainer: Trainer, model: TextClassifier, data: Any, texts: l
     if trainer.strategy.reduce_boolean_decision(features is not None, all=True):  # all processes take the same branch
         assert features is not None
         return features
-    features = compute_features(trainer, model, texts, data.batch_size)
+    features = compute_features(trainer, model, data, split)
     if trainer.is_global_zero:
         save_features(key.hexdigest(), features)
     return features
 
 
 @torch.no_grad()
-def compute_features(trainer: Trainer, model: TextClassifier, texts: list[str], batch_size: int) -> Tensor:
-    """Run the encoder over texts, divided among the processes; returns all features, `(N, F)` on the CPU.
+def compute_features(trainer: Trainer, model: TextClassifier, data: TextData, split: str) -> Tensor:
+    """Run the encoder over a split, divided among the processes; returns all features, float32 `(N, F)` on the CPU.
 
-    Texts of like lengths share a batch, so that little of it is padding. Arguments as for `cached_features`.
+    Arguments as for `cached_features`.
     """
-    tokens = model.tokenizer.encode(texts, model.max_length)
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    # Every process gets the same number, in the way in which `gather_in_order` expects them.
-    padded = [*order, *order[-1:] * (-len(order) % trainer.world_size)]
-    mine = [tokens[i] for i in padded[trainer.global_rank :: trainer.world_size]]
     model.eval()
-    part = torch.empty(len(mine), model.head.linear.in_features, device=model.device)
-    batches = list(like_lengths(mine, batch_size))
+    mine = []
+    batches = shown(data.split_loader(split), "Computing features", here=trainer.is_global_zero)
     try:
         with trainer.precision_plugin.forward_context():
-            for some in shown(batches, "Computing features", here=trainer.is_global_zero):
-                batch = model.tokenizer.pad([mine[i] for i in some])
-                on_device = {name: ids.to(model.device, non_blocking=True) for name, ids in batch.items()}
-                part[some] = model.features(on_device).float()
+            for inputs, _ in batches:
+                on_device = {name: part.to(model.device, non_blocking=True) for name, part in inputs.items()}
+                mine.append(model.features(on_device).float())
     finally:
         model.train()
-    sorted_features = gather_in_order(trainer, part, len(texts))
-    features = torch.empty_like(sorted_features)
-    features[order] = sorted_features
-    return features
+    return gather_in_order(trainer, torch.cat(mine), len(data.samples[split]))
 
 
 def set_head(trainer: Trainer, model: TextClassifier, features: dict[str, Tensor], labels: dict[str, Tensor]) -> None:
@@ -159,8 +148,8 @@ def set_head(trainer: Trainer, model: TextClassifier, features: dict[str, Tensor
         labels: Likewise, int64 `(N,)`.
     """
     device = trainer.strategy.root_device
-    tensors = (of[split].to(device) for split in ("train", "val") for of in (features, labels))
-    weight, bias, _ = fit_head(*tensors, len(model.class_names), model.class_weights)
+    (x, val_x), (y, val_y) = ([of[split].to(device) for split in ("train", "val")] for of in (features, labels))
+    weight, bias, _ = fit_head(x, y, val_x, val_y, len(model.class_names), model.class_weights)
     weight, bias = trainer.strategy.broadcast((weight, bias))  # devices of different kinds round differently
     with torch.no_grad():
         model.head.linear.weight.copy_(weight)

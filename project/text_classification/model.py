@@ -21,9 +21,9 @@ from project.scoring import Scored
 from project.text_classification.encoder import (
     MAX_LAYERS,
     Tokenizer,
+    by_length,
     checked_config,
     layer_of,
-    like_lengths,
     load_encoder,
     make_encoder,
     tokenizer_of,
@@ -210,7 +210,7 @@ class TextClassifier(Scored):
         self.eval()
         tokens = self.tokenizer.encode(texts, self.max_length)
         found = torch.empty(len(texts), len(self.class_names))
-        for some in like_lengths(tokens, batch_size):
+        for some in by_length(tokens, batch_size):
             batch = self.tokenizer.pad([tokens[i] for i in some])
             found[some] = self({name: part.to(self.device) for name, part in batch.items()}).softmax(dim=1).cpu()
         check_finite(found.numpy())

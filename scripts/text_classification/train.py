@@ -37,7 +37,7 @@ with quick_imports():
 HERE = Path(__file__).resolve().parent
 SAMPLE = [
     f"--config={HERE.parents[1] / 'configs/text_classification/sample.yaml'}",
-    f"--data.root={PACKAGE / 'sample/banking77'}",
+    f"--data.root={PACKAGE / 'sample/banking77/banking77.csv'}",
 ]
 
 

@@ -14,9 +14,9 @@ from project import UserError
 from project.text_classification.encoder import (
     MODEL_TYPES,
     Tokenizer,
+    by_length,
     checked_config,
     layer_of,
-    like_lengths,
     load_encoder,
     make_encoder,
     read_encoder,
@@ -92,15 +92,15 @@ def test_bytes_that_are_no_text_can_be_cut_into_tokens(tiny):
 
 def test_texts_are_not_cut_at_more_than_the_encoder_takes(tiny):
     _, tokenizer = read_encoder(str(tiny))
-    with pytest.raises(UserError, match="--data.max_length 200: the encoder takes at most 128 tokens"):
+    with pytest.raises(UserError, match=r"--data.max_length 200: the encoder takes at most 128 tokens"):
         tokenizer.encode(["text"], 200)
     roberta = checked_config({"model_type": "roberta", "pad_token_id": 1, "max_position_embeddings": 514})
     assert tokenizer_of(tokenizer.content, roberta).longest == 512  # it never uses the first two positions
 
 
-def test_batches_of_like_lengths_hold_each_text_once():
+def test_batches_of_by_length_hold_each_text_once():
     tokens = [[0] * n for n in (5, 1, 9, 2, 7)]
-    assert list(like_lengths(tokens, 2)) == [[2, 4], [0, 3], [1]]
+    assert list(by_length(tokens, 2)) == [[2, 4], [0, 3], [1]]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_name_that_neither_network_nor_cache_knows_has_three_ways_out(monkeypa
 
     monkeypatch.setattr(socket, "socket", Offline)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="cannot get the encoder some/bert .* Three ways out: connect to the network"):
+    with pytest.raises(UserError, match=r"cannot get the encoder some/bert .* Three ways out: connect to the network"):
         read_encoder("some/bert")
     with pytest.raises(UserError, match="no such folder, nor the name of a repository"):
         read_encoder("../nowhere/at/all")

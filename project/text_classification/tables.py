@@ -163,9 +163,8 @@ def decoded(path: str) -> str:
         raise UserError(f"{path}, line {line}: not {name} ({byte}): {way}") from error
     if (place := text.find("\0")) >= 0:
         line = text.count("\n", 0, place) + 1
-        way = (
-            "is it UTF-16 without a mark at its start? Save it as UTF-8" if text[1::2].count("\0") > 1 else "remove it"
-        )
+        many = 3 * text.count("\0") > len(text)
+        way = "it seems to be UTF-16 without a mark at its start: save it as UTF-8" if many else "remove it"
         raise UserError(f"{path}, line {line}: a NUL character: {way}")
     return text
 

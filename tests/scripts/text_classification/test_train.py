@@ -7,7 +7,7 @@ import torch
 from tiny_bert import FAST, tiny_texts
 
 from project.checkpoint import load_checkpoint
-from project.text_classification.model import load
+from project.text_classification.model import TextClassifier, load
 from scripts.text_classification import train
 
 
@@ -28,16 +28,25 @@ def test_a_run_leaves_its_checkpoints_metrics_predictions_and_a_page(tmp_path):
     assert load("best", tmp_path).predict(["my refund is missing"])[0].keys() == {"arrival", "pin", "refund"}
 
 
-def test_a_resumed_run_is_bit_for_bit_that_of_an_uninterrupted_one(tmp_path):
+def test_a_resumed_run_is_bit_for_bit_that_of_an_uninterrupted_one(tmp_path, monkeypatch):
     options = ("--model.dropout=0.3", "--model.lr=0.01")
     whole = train.main(tiny_texts(tmp_path / "whole", *options, "--max_epochs=3"))
     parts = tmp_path / "parts"
     shutil.copytree(tmp_path / "whole/encoder", parts / "encoder")
-    train.main(tiny_texts(parts, *options, "--max_epochs=3", "--save_every_steps=3", "--max_time=00:00:00:00"))
+    step = TextClassifier.training_step
+
+    def killed(self, batch, i):
+        if (self.current_epoch, i) == (1, 5):
+            raise SystemExit(9)
+        return step(self, batch, i)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(TextClassifier, "training_step", killed)
+        train.main(tiny_texts(parts, *options, "--max_epochs=3", "--save_every_steps=1"))
     stopped = load_checkpoint(parts / "lightning_logs/version_0/checkpoints/last.ckpt").content["global_step"]
-    assert 0 < stopped < 8  # within the first epoch
+    assert stopped == 13  # within the second epoch of 8 steps
     shutil.rmtree(parts / "encoder")  # the checkpoint brings it
-    resumed = train.main([f"--default_root_dir={parts}", "--ckpt_path=last", "--max_time=null"])
+    resumed = train.main([f"--default_root_dir={parts}", "--ckpt_path=last"])
     one, other = (load_checkpoint(run.folder / "checkpoints/last.ckpt").content for run in (whole, resumed))
     assert one["global_step"] == other["global_step"] == 24
     assert all(torch.equal(other["state_dict"][name], tensor) for name, tensor in one["state_dict"].items())
@@ -56,7 +65,7 @@ def test_without_pretrained_weights_there_is_no_head_start_to_be_had(fails, tmp_
         (lambda folder: (folder / "tokenizer.json").unlink(), "it has no tokenizer.json"),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "model.bin"),
-            "no model.safetensors, only model",
+            "no model.safetensors, only ",
         ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04."), "damaged"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "the model type is 'llama'"),

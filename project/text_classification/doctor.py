@@ -70,7 +70,7 @@ class Issue(NamedTuple):
         label: The class that it is about.
         text: Index of the text; None if it is about a whole class.
         score: The probability that the label is wrong; of copies the share of the longer text that remains without
-            case, blanks and punctuation, or 1 for the same text; of `few` the number of texts.
+            case, blanks and punctuation, at most 0.99, or 1 for the same text; of `few` the number of texts.
         other: Index of the text of which it is a copy.
         suggestion: The class that it may belong to, or in words what is odd.
     """
@@ -214,7 +214,7 @@ def summary(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     sizes = Counter(texts.splits)
     if leaks := found["leak"]:
         counts = Counter(texts.splits[issue.text] for issue in leaks if issue.text is not None)
-        parts = [f"{count:,} of {sizes[split]:,} {split}" for split, count in counts.items()]
+        parts = [f"{counts[split]:,} of {sizes[split]:,} {split}" for split in reversed(sizes) if counts[split]]
         lines.append(("leak", f"{' and '.join(parts)} texts stand in an earlier split, too"))
     if conflicts := found["conflict"]:
         lines.append(("conflict", f"{plural(len(conflicts), 'copy', 'copies')} of texts with another label"))

@@ -1,145 +1,80 @@
-"""What is found in sets of texts with planted faults, and that nothing is found in clean ones."""
+"""What the doctor of texts writes and says within a run."""
 
 import csv
+import json
 import logging
 
 import numpy as np
 import pytest
-import torch
-from helpers import SAMPLE
-from text_data import rows
+from text_data import make_texts, rows, write
 
-from project.text_classification.doctor import COLUMNS, KINDS, diagnose, examine, summary
-from project.text_classification.texts import find_texts
+from project.text_classification import doctor
+from project.text_classification.doctor import COLUMNS, examine
 
-CLASSES = ["a", "b", "c", "d"]
+ODD = ["=1+1", '<script>alert("x")</script>', "مرحبا 👩‍👩‍👧", "two\nlines, and a comma"]
 
 
-def clean():
-    """Texts of four classes: 200 to train, 40 to validate, 40 to test."""
-    every = rows(280, CLASSES)
-    return {"train": every[:200], "val": every[200:240], "test": every[240:]}
+@pytest.fixture
+def made(tmp_path):
+    """A function that makes data of 100 texts to train, 20 to validate, 20 to test, and of these texts in addition."""
+
+    def make(extra=(), **options):
+        splits = ["train"] * 100 + ["val"] * 20 + ["test"] * 20
+        every = [(*row, split) for row, split in zip(rows(140), splits, strict=True)]
+        lines = [json.dumps(dict(zip(("text", "label", "split"), row, strict=True))) for row in [*every, *extra]]
+        return make_texts(write(tmp_path / "t.jsonl", lines), **options)
+
+    return make
 
 
-def features(samples, seed=0):
-    """Features of texts that tell their classes well, as an encoder's do."""
-    rng = np.random.default_rng(seed)
-    centres = 3 * rng.standard_normal((len(CLASSES), 16))
-    parts = {split: np.array([CLASSES.index(label) for _, label in some]) for split, some in samples.items()}
-    return {split: centres[part] + rng.standard_normal((len(part), 16)) for split, part in parts.items()}
+def features(data):
+    """Features of texts that tell their classes well."""
+    rng = np.random.default_rng(0)
+    labels = {split: data.labels(some).numpy()[:, None] for split, some in data.samples.items()}
+    return {split: 4 * part + rng.standard_normal((len(part), 8)) for split, part in labels.items()}
 
 
-def kinds(diagnosis):
-    return {kind: [diagnosis.texts.texts[i.text] for i in diagnosis.of(kind) if i.text is not None] for kind in KINDS}
-
-
-def test_nothing_is_found_in_clean_texts(caplog, tmp_path):
-    samples = clean()
+def test_of_clean_texts_nothing_is_said(made, tmp_path, caplog):
+    data = made()
+    caplog.clear()
     with caplog.at_level(logging.INFO):
-        diagnosis = examine(samples, CLASSES, {}, features(samples), tmp_path, "clean")
-    assert summary(diagnosis) == [] and not caplog.records
+        examine(data, features(data), tmp_path)
+    assert not caplog.records
     assert "Nothing was found." in (tmp_path / "data_report.html").read_text(encoding="utf-8")
-    assert diagnosis.accuracy > 0.97
 
 
-def test_nothing_is_found_in_the_built_in_sample(caplog):
-    found = find_texts(str(SAMPLE / "banking77"))
-    samples = {split: [(row.text, row.label) for row in some] for split, some in found.items()}
-    assert {split: len(some) for split, some in samples.items()} == {"train": 800, "val": 200, "test": 400}
-    assert summary(diagnose(samples, sorted({label for _, label in samples["train"]}))) == []
-
-
-def test_copies_are_found_whatever_their_case_blanks_and_punctuation():
-    samples = clean()
-    (t0, l0), (t1, l1), (t2, l2), (t3, _) = samples["train"][:4]
-    samples["test"] += [(t0, l0), (f"{t1.upper()}!", l1)]
-    samples["val"] += [(f" {t2} ", l2)]
-    samples["train"] += [(t3, "a"), (t0, l0), (f"{t0}?", l0)]
-    found = diagnose(samples, CLASSES)
-    assert sorted(kinds(found)["leak"]) == sorted([t0, f"{t1.upper()}!", f" {t2} "])
-    assert kinds(found)["conflict"] == [t3] and kinds(found)["copy"] == [t0, f"{t0}?"]
-    exact = {issue.score for issue in found.issues if found.texts.texts[issue.text] == found.texts.texts[issue.other]}
-    others = {issue.score for issue in found.issues} - exact
-    assert exact == {1.0} and others and all(0.8 < score < 1 for score in others)
-    assert [text for text, _ in summary(found)] == [
-        "2 of 42 test and 1 of 41 val texts stand in an earlier split, too",
-        "1 copy of texts with another label",
-        "2 copies of texts of the same split and label",
-    ]
-
-
-def test_a_leak_with_another_label_is_both():
-    samples = clean()
-    text, label = samples["train"][0]
-    samples["test"].append((text, "d"))
-    found = diagnose(samples, CLASSES)
-    assert [(i.kind, i.label, i.suggestion) for i in found.issues] == [("leak", "d", label), ("conflict", "d", label)]
-
-
-def test_planted_wrong_labels_are_found_with_their_number():
-    samples = clean()
-    given = features(samples)
-    flipped = np.random.default_rng(1).choice(200, 12, replace=False)
-    for i in flipped:
-        text, label = samples["train"][i]
-        samples["train"][i] = (text, CLASSES[(CLASSES.index(label) + 1) % 4])
-    found = diagnose(samples, CLASSES, None, {split: torch.from_numpy(part).half() for split, part in given.items()})
-    reported = {issue.text: issue.suggestion for issue in found.of("label")}
-    assert reported.keys() == set(flipped.tolist()) and found.expected == pytest.approx(12, abs=1)
-    assert all(suggestion == rows(280, CLASSES)[i][1] for i, suggestion in reported.items())
-    assert summary(found) == [("12 likely wrong labels, of which about 12 are wrong (5.0% of train and val)", "label")]
-    without = diagnose(samples, CLASSES)
-    assert not without.of("label") and np.isnan(without.accuracy)
-
-
-def test_features_of_some_splits_are_enough():
-    samples = clean()
-    given = features(samples)
-    assert diagnose(samples, CLASSES, None, {"train": given["train"]}).accuracy > 0.97
-
-
-def test_small_classes_and_odd_texts():
-    samples = clean()
-    samples["train"] += [("one of few", "e"), ("?!", "a"), ("12 34", "a"), ("cafÃ© au lait", "a"), ("a\x07b", "a")]
-    samples["train"] += [("👍👍", "a"), ("card " * 300, "b")]
-    found = diagnose(samples, [*CLASSES, "e"])
-    assert [(issue.label, issue.score) for issue in found.of("few")] == [("e", 1)]
-    assert {found.texts.texts[i.text]: i.suggestion.split(":")[0].split(",")[0] for i in found.of("odd")} == {
-        "?!": "no words",
-        "12 34": "no words",
-        "cafÃ© au lait": "garbled",
-        "a\x07b": "control characters",
-        "card " * 300: "1",
-    }
-    assert [kind for _, kind in summary(found)] == ["few", "odd"]
-
-
-def test_the_list_and_the_page_show_any_text_as_it_is(tmp_path, caplog):
-    samples = clean()
-    odd = ["=1+1", '<script>alert("x")</script>', "مرحبا 👩‍👩‍👧", "two\nlines, and a comma"]
-    samples["train"] += [(text, "a") for text in odd]
-    samples["test"] += [(text, "b") for text in odd]
-    places = {split: [f"{split}.csv, line {i + 2}" for i in range(len(some))] for split, some in samples.items()}
+def test_the_list_and_the_page_show_any_text_as_it_is(made, tmp_path, caplog):
+    data = made([*((text, "a", "train") for text in ODD), *((text, "b", "test") for text in ODD)])
     with caplog.at_level(logging.INFO):
-        examine(samples, CLASSES, places, features(samples), tmp_path, "odd")
-    assert 0 < sum(record.getMessage().startswith(("Data:", "     ")) for record in caplog.records) <= 7
+        examine(data, features(data), tmp_path)
+    said = [record.getMessage() for record in caplog.records if record.name == doctor.__name__]
+    assert said[0].startswith("Data:  4 of 24 test texts stand in an earlier split, too") and len(said) <= 7
+    assert said[-1].endswith("data_report.html")
     with open(tmp_path / "data_issues.csv", newline="", encoding="utf-8-sig") as file:
         read = list(csv.DictReader(file))
     assert tuple(read[0]) == COLUMNS
-    leaks = [row for row in read if row["kind"] == "leak"]
-    assert [row["text"].removeprefix("'") for row in leaks] == odd
-    assert (leaks[0]["place"], leaks[0]["other_place"]) == ("test.csv, line 42", "train.csv, line 202")
+    leaks = {row["text"].removeprefix("'"): row for row in read if row["kind"] == "leak"}
+    assert leaks.keys() == set(ODD)
+    for i, text in enumerate(ODD):
+        assert leaks[text]["place"].endswith(f"t.jsonl, line {145 + i}")
+        assert leaks[text]["other_place"].endswith(f"t.jsonl, line {141 + i}")
     page = (tmp_path / "data_report.html").read_text(encoding="utf-8")
-    assert (
-        "<script" not in page
-        and "&lt;script&gt;" in page
-        and "مرحبا" in page
-        and "http" not in page.split("</head>")[1]
-    )
+    assert "<script" not in page and "&lt;script&gt;" in page and "مرحبا" in page
+    assert "http" not in page.split("</head>")[1]
 
 
-def test_what_fails_is_a_warning(tmp_path, caplog):
+def test_nobody_looks_if_not_wanted(made, tmp_path, caplog, monkeypatch):
+    assert examine(made(doctor=False), None, tmp_path) is None
+    monkeypatch.setattr(doctor, "MAX_UNASKED", 139)
+    with caplog.at_level(logging.INFO):
+        assert examine(made(), None, tmp_path) is None
+    assert "has not looked at 140 texts unasked (--data.doctor true)" in caplog.text
+    assert not list(tmp_path.glob("data_*"))
+    assert examine(made(doctor=True), None, tmp_path) is not None
+
+
+def test_what_fails_is_a_warning(made, tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    assert examine(clean(), CLASSES, {}, None, tmp_path / "file", "x") is not None
+    assert examine(made(), None, tmp_path / "file") is not None
     assert "doctor cannot write to" in caplog.text
-    assert examine(clean(), ["a"], {}, None, tmp_path, "x") is None and "doctor has failed" in caplog.text
+    assert examine(made(), {"train": np.zeros((3, 2))}, tmp_path) is None and "doctor has failed" in caplog.text

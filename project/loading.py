@@ -72,6 +72,7 @@ class ResumableData(LightningDataModule):
         dataset: Dataset,
         weights: np.ndarray | None = None,
         arrange: Arrange | None = None,
+        single: bool = False,
         **options: Any,
     ) -> DataLoader:
         """A loader of the training samples, in a new order each epoch; it resumes where an interrupted run stopped.
@@ -80,6 +81,7 @@ class ResumableData(LightningDataModule):
             dataset: Its items are requested as `EpochSampler` yields them.
             weights: See `EpochSampler`.
             arrange: Likewise.
+            single: Whether a last batch may be of one sample; by default it is left out: BatchNorm cannot train on it.
             options: See `_loader`.
         """
         sampler = self._sampler_class(
@@ -90,8 +92,7 @@ class ResumableData(LightningDataModule):
             **self.rank_and_seed._asdict(),
         )
         sampler.resume(self.resumed["epoch"], self.resumed["batches_done"] * self.batch_size)
-        # Drop a last batch of one sample: BatchNorm cannot train on it.
-        drop_last = self.batch_size > 1 and len(sampler) % self.batch_size == 1
+        drop_last = not single and self.batch_size > 1 and len(sampler) % self.batch_size == 1
         return self._loader(dataset, sampler, drop_last=drop_last, **options)
 
     def eval_loader(self, dataset: Dataset, **options: Any) -> DataLoader:

@@ -202,9 +202,9 @@ class TextData(ResumableData):
 
     def train_dataloader(self) -> DataLoader:
         if "train" in self.features:
-            return self.train_loader(self.dataset("train"), in_memory=True, collate_fn=default_convert)
+            return self.train_loader(self.dataset("train"), single=True, in_memory=True, collate_fn=default_convert)
         arrange = partial(like_lengths, lengths=self.tokens("train").lengths, batch_size=self.global_batch_size)
-        return self.train_loader(self.dataset("train"), arrange=arrange, collate_fn=default_convert)
+        return self.train_loader(self.dataset("train"), arrange=arrange, single=True, collate_fn=default_convert)
 
     def val_dataloader(self) -> DataLoader:
         return self.split_loader("val")

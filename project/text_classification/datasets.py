@@ -36,30 +36,30 @@ class Tokens(NamedTuple):
 
     Attributes:
         ids: Of all texts, one after another, int32 `(T,)`.
-        ends: Where each ends in `ids`, int64 `(N,)`.
+        starts: Where each begins in `ids`, and the end of the last, int64 `(N + 1,)`.
         truncated: How many of the texts were longer, and are cut.
     """
 
     ids: Tensor
-    ends: Tensor
+    starts: Tensor
     truncated: int
 
     @property
     def lengths(self) -> Tensor:
         """Number of tokens of each text, int64 `(N,)`."""
-        return self.ends.diff(prepend=self.ends.new_zeros(1))
+        return self.starts.diff()
 
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> Tokens:
     """Cut texts into tokens. Raises `UserError` if the encoder does not take as many."""
     before = tokenizer.truncated
-    ids, lengths = [np.empty(0, np.int32)], []
+    ids, lengths = [np.empty(0, np.int32)], [0]
     for start in range(0, len(texts), AT_ONCE):
         some = tokenizer.encode(texts[start : start + AT_ONCE], max_length)
         lengths += [len(tokens) for tokens in some]
         ids.append(np.fromiter((token for tokens in some for token in tokens), np.int32))
-    ends = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
-    return Tokens(torch.from_numpy(np.concatenate(ids)), ends, tokenizer.truncated - before)
+    starts = torch.tensor(lengths).cumsum(0)
+    return Tokens(torch.from_numpy(np.concatenate(ids)), starts, tokenizer.truncated - before)
 
 
 class TextDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
@@ -85,10 +85,10 @@ class TextDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[dict[str, Tensor], Tensor]:
         chosen = torch.tensor([i for i, _ in items])
         texts = chosen.clamp(min=0)
-        ends, lengths = self.tokens.ends[texts, None], self.tokens.lengths[texts, None]
-        place = torch.arange(int(lengths.max()))
-        inside = place < lengths  # (B, T)
-        ids = self.tokens.ids[torch.where(inside, ends - lengths + place, 0)].long()
+        starts, ends = self.tokens.starts[texts, None], self.tokens.starts[texts + 1, None]
+        places = starts + torch.arange(int((ends - starts).max()))  # (B, T)
+        inside = places < ends
+        ids = self.tokens.ids[torch.where(inside, places, 0)].long()
         batch = {"input_ids": torch.where(inside, ids, self.pad_id), "attention_mask": inside.long()}
         return batch, torch.where(chosen == EpochSampler.PADDING, IGNORE, self.labels[texts])
 

@@ -85,9 +85,10 @@ class TextTable(Table):
                 found = parse_object(content, where)
                 if not self.header:
                     self.find_columns(list(found))
-                absent = [name for name in map(self.header.__getitem__, self.place.values()) if name not in found]
-                if absent:
+                if absent := [self.header[i] for i in self.place.values() if self.header[i] not in found]:
                     raise UserError(f"{where}: no {quoted(absent)}")
+                if "split" in found and "split" not in self.place:
+                    raise UserError(f"{where}: it has 'split', which the first line has not")
                 text = {self.place[name]: as_text(name, found[self.header[i]], where) for name, i in self.place.items()}
             except UserError as error:
                 yield error
@@ -154,12 +155,12 @@ def decoded(path: str) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        line = content[: error.start].decode(encoding, errors="ignore").count("\n") + 1
+        line = error.object[: error.start].decode(encoding, errors="ignore").count("\n") + 1
         name = encoding.upper().removesuffix("-SIG")
         way = "save it as UTF-8"
         if name == "UTF-8":
             way = f"save it as UTF-8, from Windows-1252 perhaps: iconv -f WINDOWS-1252 -t UTF-8 {path} > NEW"
-        byte = f"byte {content[error.start]:#04x}"
+        byte = f"byte {error.object[error.start]:#04x}"
         raise UserError(f"{path}, line {line}: not {name} ({byte}): {way}") from error
     if (place := text.find("\0")) >= 0:
         line = text.count("\n", 0, place) + 1

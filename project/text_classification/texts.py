@@ -54,6 +54,8 @@ def find_texts(root: str, text_column: str | None = None, label_column: str | No
     places: dict[str, str] = {}
     for row in rows:
         places.setdefault(row.label, row.place)
+    if in_folder and all(map(split_of, places)):
+        raise UserError(f"{root}: its only classes are {quoted(places)}, which are named like splits; {LAYOUTS}")
     names = one_form(places, root, strict=not rows[0].place.endswith(".txt"))
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -177,5 +179,17 @@ def plain(text: str) -> str:
     Of a text without words, such as `?!`, nothing is left out but blanks.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    words = "".join(c if unicodedata.category(c)[0] in "LNMS" else "" if c in APOSTROPHES else " " for c in folded)
-    return " ".join(words.split()) or " ".join(folded.split())
+    return " ".join(folded.translate(WORDS).split()) or " ".join(folded.split())
+
+
+class Words(dict[int, str]):
+    """What of words is left of each character, by its number, as `str.translate` asks for it."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        kept = unicodedata.category(character)[0] in "LNMS"  # letters, numbers, marks, symbols such as emoji
+        self[code] = character if kept else "" if character in APOSTROPHES else " "
+        return self[code]
+
+
+WORDS = Words()

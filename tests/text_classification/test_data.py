@@ -52,6 +52,14 @@ def test_batches_hold_the_texts_with_their_classes(tmp_path):
     assert sorted(seen) == sorted(known)
 
 
+def test_a_last_batch_of_one_text_is_trained_on(tmp_path):
+    lines = [f"{text},{label},{'train' if i < 9 else 'val'}" for i, (text, label) in enumerate(rows(12))]
+    data = make_texts(write(tmp_path / "t.csv", ["text,label,split", *lines]))
+    assert [len(labels) for _, labels in data.train_dataloader()] == [4, 4, 1]
+    data.use_features({"train": torch.zeros(9, 3)})
+    assert [len(labels) for _, labels in data.train_dataloader()] == [4, 4, 1]
+
+
 def test_a_split_is_evaluated_in_the_order_of_its_samples(tmp_path):
     data = make_texts(table(tmp_path / "t.csv"), batch_size=5)
     batches = list(data.split_loader("train"))
@@ -171,6 +179,9 @@ class Bag(LightningModule):
         inputs, labels = batch
         self.seen.append((self.current_epoch, batch_idx, inputs["input_ids"].tolist()))
         return F.cross_entropy(self.net(inputs["input_ids"]), labels, ignore_index=IGNORE)
+
+    def validation_step(self, batch, batch_idx):
+        raise AssertionError("there are no validation batches")
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.01)

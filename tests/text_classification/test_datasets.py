@@ -1,5 +1,7 @@
 """Tokens, batches of them, and orders of like lengths."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from text_data import TOKENIZER, a_text
@@ -28,8 +30,7 @@ def indices(of, epoch=0):
 def test_tokens_are_those_of_the_tokenizer_whatever_is_made_at_once(monkeypatch):
     monkeypatch.setattr(datasets, "AT_ONCE", 7)
     tokens = tokenize(TEXTS, TOKENIZER, 32)
-    ends = tokens.ends.tolist()
-    found = [tokens.ids[start:end].tolist() for start, end in zip([0, *ends], ends, strict=False)]
+    found = [tokens.ids[start:end].tolist() for start, end in pairwise(tokens.starts.tolist())]
     assert found == TOKENIZER.encode(TEXTS, 32) and tokens.truncated == 0
     assert tokens.lengths.tolist() == [len(some) for some in found]
     assert tokenize([], TOKENIZER, 32).lengths.tolist() == []

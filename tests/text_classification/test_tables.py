@@ -130,6 +130,11 @@ BAD = {
     "number.jsonl": (b"5\n", "line 1: not an object with text and label, but int"),
     "nested.jsonl": (b"[" * 100_000 + b"\n", "line 1: not JSON"),
     "no-label.jsonl": (b'{"text": "x", "label": "a"}\n{"text": "y"}\n', "line 2: no 'label'"),
+    "late-split.jsonl": (
+        b'{"text": "x", "label": "a"}\n{"text": "y", "label": "a", "split": "test"}\n',
+        "line 2: it has 'split', which the first line has not",
+    ),
+    "marked-latin-1.csv": (b"\xef\xbb\xbftext,label\nx\xe9,a\n", "line 2: not UTF-8 .byte 0xe9."),
     "other-names.jsonl": (b'{"a": "x", "b": "a"}\n', "no column 'label', 'text'"),
     "null.jsonl": (b'{"text": "x", "label": null}\n', "line 1: label is null, which stands for a missing value"),
     "nan.jsonl": (b'{"text": "x", "label": NaN}\n', "line 1: label is 'NaN', which stands for a missing value"),

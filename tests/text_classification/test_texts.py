@@ -72,6 +72,7 @@ def test_files_in_folders_of_their_classes(tmp_path, caplog):
         ("1.txt", b"x", "no texts in it; it should be a CSV"),
         ("a/1.md", b"x", "no texts in it"),
         ("book.xlsx", b"PK", "no texts in it"),
+        ("train/1.txt", b"x", "its only classes are 'train', which are named like splits; it should be"),
     ],
 )
 def test_bad_folders(tmp_path, name, content, message):

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from project import first_line, printable, shortest
+from project.callbacks import run_folder
 from project.files import write_csv
 from project.insight import page
 from project.insight.issues import ISSUES
@@ -24,6 +27,23 @@ PAGE = "data_report.html"
 MAX_UNASKED = 100_000  # texts, which take minutes
 SHOWN = 50  # rows of a kind on the page; the rest is in the CSV file
 COLUMNS = ("kind", "split", "label", "score", "suggestion", "place", "text", "other_place", "other")
+
+
+class Doctor(Callback):
+    """Before training and after the head start, whose features it uses, look for what may be wrong with the texts.
+
+    Args:
+        head_start: The `HeadStart`, whose `setup` must come before; any, so that this file needs not know it.
+    """
+
+    def __init__(self, head_start: Any) -> None:
+        self.head_start = head_start
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look, write, and say what was found; a resumed run has its list, perhaps edited."""
+        if stage == "fit" and trainer.is_global_zero and not trainer.ckpt_path:
+            with isolate_rng():  # so that training goes on with the same numbers as without it
+                examine(trainer.datamodule, self.head_start.features or None, run_folder(trainer))  # type: ignore[attr-defined]
 
 
 def examine(data: TextData, features: Mapping[str, Any] | None, folder: Path | None) -> Diagnosis | None:

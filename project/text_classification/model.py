@@ -20,14 +20,13 @@ from project.optim import NO_DECAY, make_optimizer, make_schedule
 from project.scoring import Scored
 from project.text_classification.encoder import (
     MAX_LAYERS,
-    Tokenizer,
-    by_length,
     checked_config,
     layer_of,
     load_encoder,
     make_encoder,
     tokenizer_of,
 )
+from project.text_classification.tokenizer import Tokenizer, by_length
 
 PARTS = ("embeddings", *(f"layer {i + 1}" for i in range(MAX_LAYERS)), "head")
 

@@ -28,6 +28,7 @@ with quick_imports():
     from project.runs import Run, fit, start
     from project.scoring import evaluate
     from project.text_classification.data import TextData
+    from project.text_classification.doctor import Doctor
     from project.text_classification.encoder import read_encoder
     from project.text_classification.evaluation import keep_promises, save
     from project.text_classification.head_start import HeadStart
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> Trained:
     """Train and evaluate. Raises `UserError`."""
     with start(__doc__, TextData, TextClassifier, SAMPLE, argv) as this:
         head_start = HeadStart()
-        trainer = make_trainer(this.options.monitor, [head_start], **this.trainer)
+        trainer = make_trainer(this.options.monitor, [head_start, Doctor(head_start)], **this.trainer)
         data, model = build(this, trainer)
         metrics: dict[str, Any] = {}
         if fit(trainer, model, data, this):

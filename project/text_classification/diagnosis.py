@@ -21,6 +21,7 @@ MOST = 200
 FEW = 10  # texts of a class in train
 LONG = 20  # times as long as the median
 GARBLED = re.compile("\ufffd|Ã[\x80-\xbf]|Â[\xa0-\xbf]|â€")  # UTF-8 that was read as another encoding
+CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # but what is a blank or breaks a line
 KINDS = {  # in the order of alarm, with their titles on the page; the last is a list for the curious
     "leak": "Texts that stand in an earlier split, too: figures on them are too good",
     "conflict": "The same text with different classes: at most one of them is right",
@@ -52,18 +53,18 @@ class Issue(NamedTuple):
     Attributes:
         kind: One of `KINDS`.
         label: The class that it is about.
-        text: Index of the text; None if it is about a whole class.
+        text: Index of the text; -1 if it is about a whole class.
         score: The probability that the label is wrong; of copies the share of the longer text that remains without
             case, blanks and punctuation, at most 0.99, or 1 for the same text; of `few` the number of texts.
-        other: Index of the text of which it is a copy.
+        other: Index of the text of which it is a copy, or -1.
         suggestion: The class that it may belong to, or in words what is odd.
     """
 
     kind: str
     label: str
-    text: int | None = None
+    text: int = -1
     score: float = 1.0
-    other: int | None = None
+    other: int = -1
     suggestion: str = ""
 
 
@@ -168,7 +169,7 @@ def of_odd(texts: Texts) -> Iterator[Issue]:
             odd = "no words"
         elif found := GARBLED.search(text):
             odd = f"garbled: {found[0]!r} is what a wrong encoding makes of a character"
-        elif any(unicodedata.category(c) == "Cc" and not c.isspace() for c in text):
+        elif CONTROL.search(text):
             odd = "control characters"
         elif len(text) > LONG * usual:
             odd = f"{len(text):,} characters, where the median is {usual:,.0f}"
@@ -187,7 +188,7 @@ def of_labels(texts: Texts, features: np.ndarray, groups: np.ndarray) -> tuple[l
         kind = "label" if wrong > REPORTED else "perhaps"
         if wrong < PERHAPS or (kind == "perhaps" and sum(issue.kind == kind for issue in issues) >= MOST):
             break
-        issues.append(Issue(kind, texts.name(i), i, wrong, None, texts.class_names[doubts.suggestion[place]]))
+        issues.append(Issue(kind, texts.name(i), i, wrong, -1, texts.class_names[doubts.suggestion[place]]))
     return issues, float(doubts.wrong[doubts.wrong > REPORTED].sum()), doubts.accuracy
 
 
@@ -197,7 +198,7 @@ def summary(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     found = {kind: diagnosis.of(kind) for kind in KINDS}
     sizes = Counter(texts.splits)
     if leaks := found["leak"]:
-        counts = Counter(texts.splits[issue.text] for issue in leaks if issue.text is not None)
+        counts = Counter(texts.splits[issue.text] for issue in leaks)
         parts = [f"{counts[split]:,} of {sizes[split]:,} {split}" for split in reversed(sizes) if counts[split]]
         lines.append(("leak", f"{' and '.join(parts)} texts stand in an earlier split, too"))
     if conflicts := found["conflict"]:
@@ -212,7 +213,7 @@ def summary(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         small = f"{plural(len(few), 'class', 'classes')} with fewer than {FEW} texts"
         lines.append(("few", f"{small} ({printable(few[0].label)}: {few[0].score:.0f})"))
     if odd := found["odd"]:
-        place = f" ({texts.places[odd[0].text or 0]}: {odd[0].suggestion})"
+        place = f" ({texts.places[odd[0].text]}: {odd[0].suggestion})"
         lines.append(("odd", f"{plural(len(odd), 'text')} without words, garbled or very long{place}"))
     return [(text, kind) for kind, text in lines]
 

@@ -88,8 +88,8 @@ def write(diagnosis: Diagnosis, name: str, folder: Path) -> None:
 
 def as_row(texts: Texts, issue: Issue) -> tuple[Any, ...]:
     """An issue as a row of `data_issues.csv`, with the columns `COLUMNS`."""
-    split = "train" if issue.text is None else texts.splits[issue.text]
-    own, other = (("", "") if i is None else (texts.places[i], texts.texts[i]) for i in (issue.text, issue.other))
+    split = "train" if issue.text < 0 else texts.splits[issue.text]
+    own, other = (("", "") if i < 0 else (texts.places[i], texts.texts[i]) for i in (issue.text, issue.other))
     return (issue.kind, split, issue.label, f"{issue.score:.4g}", issue.suggestion, *own, *other)
 
 
@@ -123,7 +123,7 @@ def section(texts: Texts, kind: str, issues: list[Issue]) -> Html:
         note = f"{issue.score:.0f} texts" if kind == "few" else issue.suggestion
         if kind in ("label", "perhaps"):
             note = f"{issue.suggestion}? ({issue.score:.0%} sure that it is wrong)"
-        shown = [(printable(texts.texts[i], 300), texts.places[i]) for i in (issue.text, issue.other) if i is not None]
+        shown = [(printable(texts.texts[i], 300), texts.places[i]) for i in (issue.text, issue.other) if i >= 0]
         rows.append((page.join(*(page.tag("div", *line(*text)) for text in shown)), issue.label, note))
     more = page.note(f"… and {len(issues) - SHOWN:,} more in {ISSUES}.") if len(issues) > SHOWN else None
     return page.section(f"{KINDS[kind]} ({len(issues):,})", page.table(["text", "class", ""], rows), more)

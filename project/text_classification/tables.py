@@ -8,6 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from project import UserError, first_few, quoted, shortest
@@ -46,6 +47,11 @@ class TextTable(Table):
     }
     NEEDED = ("text", "label")
 
+    @cached_property
+    def shown(self) -> str:
+        """The path in places of rows."""
+        return shortest(self.path)
+
     def rows(self, content: str) -> Iterator[Row | UserError]:
         """The rows, or what is wrong with them. Raises `UserError`, `csv.Error` if the others cannot be read."""
         file = io.StringIO(content, newline="")
@@ -73,7 +79,7 @@ class TextTable(Table):
         if label != used["label"]:
             self.notes["blanks around label are dropped"].append(cells.line)
         split = split_in(self, used["split"].strip(), cells.line) if "split" in used else "all"
-        return Row(text, label, split, f"{shortest(self.path)}, line {cells.line}")
+        return Row(text, label, split, f"{self.shown}, line {cells.line}")
 
     def objects(self, file: io.StringIO) -> Iterator[Cells | UserError]:
         """The rows of JSON lines, of which the first names the columns. Raises `UserError` if it does not."""

@@ -5,6 +5,8 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
 
 from project import JOINERS, UserError, first_few, natural_sort, quoted, shortest
 from project.listing import entries, expanded, is_folder, subfolders
@@ -56,7 +58,8 @@ def find_texts(root: str, text_column: str | None = None, label_column: str | No
         places.setdefault(row.label, row.place)
     if in_folder and all(map(split_of, places)):
         raise UserError(f"{root}: its only classes are {quoted(places)}, which are named like splits; {LAYOUTS}")
-    names = one_form(places, root, strict=not rows[0].place.endswith(".txt"))
+    of_classes = rows[0].place.endswith(".txt")  # not the line of a table
+    names = one_form(places, root, strict=not of_classes)
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         found[row.split].append(row._replace(label=names[row.label]))
@@ -68,8 +71,10 @@ def of_folder(root: str, text_column: str | None, label_column: str | None) -> I
     classes. Raises `UserError`."""
     files = [entry.name for entry in entries(root) if not is_folder(entry) and entry.name.lower().endswith(TABLES)]
     named = {name: split for name in files if (split := split_of(os.path.splitext(name)[0]))}
-    if not files:
-        yield from of_classes(root)
+    if not named and any(chain(Path(root).glob("*/*.txt"), Path(root).glob("*/*/*.txt"))):
+        if files:
+            log.warning(f"{root}: {quoted(files)} left out, since there are folders of texts, and none is called train")
+        yield from text_folders(root)
     elif named:
         if folders := subfolders(root):
             log.warning(f"{root}: the folders {quoted(folders)} are left out, since there are tables beside them")
@@ -79,6 +84,8 @@ def of_folder(root: str, text_column: str | None, label_column: str | None) -> I
     elif len(files) == 1:
         log.info(f"{root}: its only table, {files[0]}, is read")
         yield from read_table(os.path.join(root, files[0]), text_column, label_column)
+    elif not files:
+        raise UserError(f"{root}: no texts in it; {LAYOUTS}")
     else:
         raise UserError(f"{root}: several tables, {quoted(files)}: name one of them, or call them train, val and test")
 
@@ -98,7 +105,7 @@ def of_tables(root: str, named: dict[str, str], text_column: str | None, label_c
         yield from (row._replace(split=split) for row in rows)
 
 
-def of_classes(root: str) -> Iterator[Row]:
+def text_folders(root: str) -> Iterator[Row]:
     """The text files `<class>/*.txt` of a folder, or those of its splits. Raises `UserError`."""
     folders = subfolders(root)
     splits = {name: split for name in folders if (split := split_of(name)) and subfolders(os.path.join(root, name))}

@@ -35,6 +35,17 @@ def test_the_only_table_of_a_folder_is_read_but_none_of_several(tmp_path):
         found(tmp_path)
 
 
+def test_a_table_beside_folders_of_texts_is_left_out_unless_it_is_a_split(tmp_path, caplog):
+    write(tmp_path / "pos/1.txt", ["fine"])
+    write(tmp_path / "neg/1.txt", ["bad"])
+    write(tmp_path / "info.json", ['{"name": "reviews"}'])
+    assert found(tmp_path) == {"all": [("bad", "neg"), ("fine", "pos")]}
+    assert "'info.json' left out, since there are folders of texts" in caplog.text
+    table(tmp_path / "train.csv", 6)
+    assert len(found(tmp_path)["train"]) == 6
+    assert "the folders 'neg', 'pos' are left out, since there are tables beside them" in caplog.text
+
+
 def test_tables_that_contradict_their_names(tmp_path):
     write(tmp_path / "train.csv", ["text,label,split", "x,a,train", "y,b,test"])
     with pytest.raises(UserError, match=r"train.csv, line 3: split is test, but the file is called train.csv: rename"):

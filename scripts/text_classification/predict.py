@@ -8,6 +8,7 @@ The checkpoint is all that is needed: it holds the tokenizer, the encoder and th
 """
 
 import csv
+import io
 import json
 import os
 import sys
@@ -155,9 +156,9 @@ def csv_lines(answers: Iterable[dict[str, Any]], top_k: int, threshold: float | 
 
 def csv_line(cells: list[str]) -> str:
     """A row of a CSV file, without the end of the line."""
-    parts: list[str] = []
-    csv.writer(type("", (), {"write": staticmethod(parts.append)})(), lineterminator="").writerow(map(as_cell, cells))
-    return "".join(parts)
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(map(as_cell, cells))
+    return line.getvalue()
 
 
 if __name__ == "__main__":

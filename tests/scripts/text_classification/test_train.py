@@ -21,6 +21,7 @@ def test_a_run_leaves_its_checkpoints_metrics_predictions_and_a_page(tmp_path):
     names = {path.relative_to(trained.folder).as_posix() for path in trained.folder.rglob("*") if path.is_file()}
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.json"} <= names
     assert {"confusion_matrix.png", "predictions.csv", "report.html"} <= names
+    assert {"data_issues.csv", "data_report.html"} <= names  # of the doctor
     metrics = json.loads((trained.folder / "metrics.json").read_text())
     assert (metrics["split"], metrics["num_samples"]) == ("test", 24)
     assert list(metrics["per_class"]) == ["arrival", "pin", "refund"]

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from project import num_cores
 from project.lightning_internals import batches_done, epoch_is_over
 
+Arrange = Callable[[Tensor, torch.Generator], Tensor]
+
 
 class RankAndSeed(NamedTuple):
     """What determines the order of a process's samples, besides their number and the epoch."""
@@ -65,18 +67,32 @@ class ResumableData(LightningDataModule):
         """Samples per step, over all devices."""
         return self.batch_size * self.rank_and_seed.world_size
 
-    def train_loader(self, dataset: Dataset, weights: np.ndarray | None = None, **options: Any) -> DataLoader:
+    def train_loader(
+        self,
+        dataset: Dataset,
+        weights: np.ndarray | None = None,
+        arrange: Arrange | None = None,
+        single: bool = False,
+        **options: Any,
+    ) -> DataLoader:
         """A loader of the training samples, in a new order each epoch; it resumes where an interrupted run stopped.
 
         Args:
             dataset: Its items are requested as `EpochSampler` yields them.
             weights: See `EpochSampler`.
+            arrange: Likewise.
+            single: Whether a last batch may be of one sample; by default it is left out: BatchNorm cannot train on it.
             options: See `_loader`.
         """
-        sampler = self._sampler_class(len(dataset), shuffle=True, weights=weights, **self.rank_and_seed._asdict())  # type: ignore[arg-type]
+        sampler = self._sampler_class(
+            len(dataset),  # type: ignore[arg-type]
+            shuffle=True,
+            weights=weights,
+            arrange=arrange,
+            **self.rank_and_seed._asdict(),
+        )
         sampler.resume(self.resumed["epoch"], self.resumed["batches_done"] * self.batch_size)
-        # Drop a last batch of one sample: BatchNorm cannot train on it.
-        drop_last = self.batch_size > 1 and len(sampler) % self.batch_size == 1
+        drop_last = not single and self.batch_size > 1 and len(sampler) % self.batch_size == 1
         return self._loader(dataset, sampler, drop_last=drop_last, **options)
 
     def eval_loader(self, dataset: Dataset, **options: Any) -> DataLoader:
@@ -161,6 +177,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         num_samples: Size of the data set.
         shuffle: Use a new order every epoch instead of the order of the data set.
         weights: If given, draw with replacement, with these relative probabilities, shape `(num_samples,)`.
+        arrange: Brings the order of an epoch, that of all processes together, into another one, int64 `(num_samples,)`,
+            with random numbers of the generator alone.
         rank: Rank of this process.
         world_size: Number of processes.
         seed: Seed of the order and of the samples' seeds.
@@ -174,6 +192,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         *,
         shuffle: bool,
         weights: np.ndarray | None = None,
+        arrange: Arrange | None = None,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
@@ -181,6 +200,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.num_samples = num_samples
         self.shuffle = shuffle
         self.weights = None if weights is None else torch.as_tensor(weights)
+        self.arrange = arrange
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
@@ -215,6 +235,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = torch.randperm(self.num_samples, generator=generator)
         else:
             order = torch.arange(self.num_samples)
+        if self.arrange is not None:
+            order = self.arrange(order, generator)
         missing = len(self) * self.world_size - self.num_samples
         again = order.repeat(self.world_size)[:missing]  # more than once if there are fewer samples than processes
         fill = again if self.shuffle else torch.full((missing,), self.PADDING)

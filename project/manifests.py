@@ -7,12 +7,12 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import chain
 from typing import NamedTuple
 
-from project import UserError, first_few, quoted
+from project import UserError, first_few
 from project.listing import EXTENSIONS, check_regular
 from project.splits import ORDER, SPLIT_NAMES, Samples, split_of
+from project.tables import Cells, Table
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,6 @@ COLUMNS = {  # other names that are understood, without case, blanks and undersc
 }
 NO_LABEL = {"nan", "null", "na", "n/a", "<na>", "#n/a", "none", "nil"}  # how programs write that there is no value
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 class Row(NamedTuple):
@@ -37,104 +36,42 @@ class Row(NamedTuple):
     group: str
 
 
-class Manifest:
-    """A CSV file, and what has to be said about it, once for all lines.
+class Manifest(Table):
+    """A CSV file that lists images. Arguments as for `Table`."""
 
-    Args:
-        path: The file.
-        columns: Names of the columns for `path` and `label`, where they are called otherwise.
-    """
+    COLUMNS = COLUMNS
+    NEEDED = ("path", "label")
 
     def __init__(self, path: str, columns: dict[str, str | None]) -> None:
-        self.path = path
+        super().__init__(path, columns)
         self.base = os.path.dirname(os.path.abspath(path))
-        self.columns = columns
-        self.notes: dict[str, list[int]] = defaultdict(list)
 
     def rows(self) -> Iterator[Row]:
         """The rows. Raises `UserError`."""
         with open(self.path, newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            named = re.fullmatch(r'"?sep=(.)"?\s*', first)  # a line for Excel
-            if named:
-                first = file.readline()
-            unquoted = re.sub(r'"[^"]*"', "", first)
-            separator = named[1] if named else max(SEPARATORS, key=unquoted.count)
-            if separator != ",":
-                log.warning(f"{self.path}: its cells are separated by {SEPARATORS.get(separator, separator)}")
-            reader = csv.reader(chain([first], file), delimiter=separator, strict=True)
-            header = next(reader, [])
-            place = self.find_columns(header)
-            above = bool(named)
-            line = reader.line_num + above + 1
-            for cells in reader:
-                end = reader.line_num + above
-                if "".join(cells).strip():
-                    yield self.row(header, cells, place, line, end)
-                elif cells:
-                    self.notes["empty rows are left out"].append(line)
-                line = end + 1
+            yield from map(self.row, self.cells(file))
 
-    def row(self, header: list[str], cells: list[str], place: dict[str, int], line: int, end: int) -> Row:
-        """The row in lines `line` to `end`. Raises `UserError` if it cannot be right."""
+    def row(self, cells: Cells) -> Row:
+        """A row. Raises `UserError` if it cannot be right."""
+        line = cells.line
         where = f"{self.path}, line {line}"
-        if len(cells) != len(header):
-            raise UserError(f"{where}: {len(cells)} cells, where the first line has {len(header)}")
         used = {"split": "all", "group": ""}
-        for column, i in place.items():
-            used[column] = cell = cells[i].strip()
-            if not cell.isprintable() and CONTROL.search(cell):
-                raise UserError(f"{where}: a line break or control character in {column}: {cell[:40]!r}")
-            if cell != cells[i]:
+        for column, cell in self.used(cells).items():
+            used[column] = kept = cell.strip()
+            if not kept.isprintable() and CONTROL.search(kept):
+                raise UserError(f"{where}: a line break or control character in {column}: {kept[:40]!r}")
+            if kept != cell:
                 self.notes[f"blanks around {column} are dropped"].append(line)
-        if end > line:
-            self.notes["a cell goes over several lines (is a quotation mark missing?)"].append(line)
         if not used["path"] or not used["label"]:
             raise UserError(f"{where}: {'label' if used['path'] else 'path'} is empty")
-        if used["label"].casefold() in NO_LABEL:
-            raise UserError(
-                f"{where}: label is {used['label']!r}, which stands for a missing value: remove the row, or call the "
-                "class otherwise"
-            )
-        if "split" in place:
-            used["split"] = self.split(used["split"], line)
+        check_label(used["label"], where)
+        if "split" in self.place:
+            used["split"] = split_in(self, used["split"], line)
         return Row(line, **used)
 
-    def split(self, name: str, line: int) -> str:
-        """The split that the cell in a line names. Raises `UserError`."""
-        split = split_of(name)
-        if split is None:
-            raise UserError(f"{self.path}, line {line}: split is {name!r}; it must be train, val or test")
-        if name not in SPLIT_NAMES:
-            self.notes[f"split {name!r} is taken as {split}"].append(line)
-        return split
-
-    def find_columns(self, header: list[str]) -> dict[str, int]:
-        """The place of each column that is there. Raises `UserError` if `path` or `label` is not."""
-        plain = [re.sub(r"[\W_]+", "", name.casefold()) for name in header]
-        place = {}
-        for column, others in COLUMNS.items():
-            wanted = self.columns.get(column) or column
-            found = [i for i, name in enumerate(header) if name == wanted]
-            found = found or [i for i, name in enumerate(plain) if name == re.sub(r"[\W_]+", "", wanted.casefold())]
-            if not found and wanted == column:
-                found = [i for i, name in enumerate(plain) if name in others]
-            if len(found) > 1:
-                option = f"; name it with --data.{column}_column" if column in ("path", "label") else ""
-                raise UserError(f"{self.path}: {quoted(header[i] for i in found)} may all be its {column}{option}")
-            if found:
-                place[column] = found[0]
-                if header[found[0]] != wanted:
-                    log.warning(f"{self.path}: its column {header[found[0]]!r} is taken as {column}")
-        absent = [self.columns.get(name) or name for name in ("path", "label") if name not in place]
-        if absent:
-            hint = "name them with --data.path_column and --data.label_column"
-            if any(name.strip().lower().endswith(EXTENSIONS) for name in header):
-                hint = "put path,label into a line above it"
-            raise UserError(f"{self.path}: no column {quoted(absent)}; its first line names {quoted(header)}: {hint}")
-        if unused := [name for i, name in enumerate(header) if i not in place.values() and name.strip()]:
-            log.info(f"{self.path}: columns that are not used: {quoted(unused)}")
-        return place
+    def is_a_row(self, header: list[str]) -> bool:
+        """Whether the path of an image stands in it."""
+        return any(name.strip().lower().endswith(EXTENSIONS) for name in header)
 
     def locate(self, row: Row) -> str:
         """The absolute path of a row's file, which need not exist. Raises `UserError`."""
@@ -149,11 +86,24 @@ class Manifest:
             )
         return os.path.normpath(os.path.join(self.base, path))
 
-    def say(self) -> None:
-        """Log what `notes` has collected."""
-        for text, lines in self.notes.items():
-            more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
-            log.warning(f"{self.path}: {text} (line {lines[0]}{more})")
+
+def split_in(table: Table, name: str, line: int) -> str:
+    """The split that a cell in a line of a table names. Raises `UserError`."""
+    split = split_of(name)
+    if split is None:
+        raise UserError(f"{table.path}, line {line}: split is {name!r}; it must be train, val or test")
+    if name not in SPLIT_NAMES:
+        table.notes[f"split {name!r} is taken as {split}"].append(line)
+    return split
+
+
+def check_label(label: str, where: str) -> None:
+    """Refuse a label that stands for a missing value. Raises `UserError`, which begins with `where`."""
+    if label.casefold() in NO_LABEL:
+        raise UserError(
+            f"{where}: label is {label!r}, which stands for a missing value: remove the row, or call the class "
+            "otherwise"
+        )
 
 
 def read_manifest(

@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 
-from project import UserError, first_few, quoted
+from project import UserError, first_few, printable, quoted
 from project.checkpoint import Checkpoint, checkpoints_of_runs, does_not_fit, open_checkpoint
 from project.lightning_internals import start_epoch_again
 from project.loading import ResumableData
@@ -190,7 +190,8 @@ def check_samples(checkpoint: Checkpoint, data: ResumableData, options: Namespac
                 f"{path} was trained on other {data.UNIT}, none of which is under --data.root {options.data.root}: "
                 "start a new run with another --name or --default_root_dir, or go on regardless with --ckpt_path last"
             )
-        files = f" ({first_few([data.samples[split][i][0] for i in new], 3)})" if new else ""
+        names = [printable(data.samples[split][i][0], 200) for i in new]  # a text may be long, and go over lines
+        files = f" ({first_few(names, 3)})" if new else ""
         text = f"{len(new)} new or changed{files}, {gone} gone or changed" if new or gone else "another order"
         if split == "train" and progress["batches_done"]:
             text += f"; epoch {progress['epoch'] + 1} starts again"

@@ -241,24 +241,39 @@ def class_list(samples: dict[str, Samples], root: str) -> list[str]:
     if len(train) == 1:
         hint = nearest_layout(root) if os.path.isdir(root) else LAYOUTS
         raise UserError(f"only one class, {quoted(train)}: a classifier needs at least two; {hint}")
+    compare_with_train(samples)
+    return natural_sort(train)
+
+
+def compare_with_train(samples: dict[str, Samples], unit: str = "images", balance: str = "sampler") -> None:
+    """Log what the figures of the other splits cannot say, for lack of samples of some classes.
+
+    Args:
+        samples: Samples by split, with those of train.
+        unit: What they are.
+        balance: The `--data.balance` that helps against classes of unequal size.
+
+    Raises:
+        UserError: Another split has a class that train lacks.
+    """
+    train = {label for _, label in samples["train"]}
     for split in samples.keys() - {"train"}:
         there = Counter(label for _, label in samples[split])
         if unknown := there.keys() - train:
             raise UserError(f"the {split} split has classes that train lacks: {quoted(unknown)}")
         absent, few = train - there.keys(), {label for label, count in there.items() if count <= FEW}
         if absent:
-            log.warning(f"the {split} split has no images of {quoted(absent)}: its figures are blind to them")
+            log.warning(f"the {split} split has no {unit} of {quoted(absent)}: its figures are blind to them")
         if few:
             log.warning(
-                f"the {split} split has only 1 or {FEW} images of {quoted(few)}: its figures say little about these"
+                f"the {split} split has only 1 or {FEW} {unit} of {quoted(few)}: its figures say little about these"
             )
         label, count = there.most_common(1)[0]
         if (share := count / there.total()) >= MOST:
             log.warning(
                 f"{share:.0%} of the {split} split is {label!r}, so that always saying this has a top1 of {share:.2f}: "
-                "look at macro_f1, and try --data.balance sampler --monitor val/macro_f1"
+                f"look at macro_f1, and try --data.balance {balance} --monitor val/macro_f1"
             )
-    return natural_sort(train)
 
 
 def with_classes(samples: dict[str, Samples], class_names: list[str]) -> dict[str, Samples]:

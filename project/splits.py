@@ -33,6 +33,7 @@ def complete_splits(
     test_fraction: float,
     seed: int,
     groups: Mapping[str, str] | None = None,
+    unit: str = "images",
 ) -> dict[str, Samples]:
     """Draw missing splits, class by class, and drop empty ones; `what_is_drawn` tells the user.
 
@@ -44,6 +45,7 @@ def complete_splits(
         test_fraction: Fraction of each class for testing, from 0 to 1; used only if there are no splits.
         seed: Seed of the draw.
         groups: Groups by path, see `stratified_split`.
+        unit: What the samples are, for the message.
 
     Raises:
         UserError: There are too few images for a validation split.
@@ -57,7 +59,7 @@ def complete_splits(
         samples = {**samples, "train": train, "val": val}
     if "train" in samples and not samples["val"]:
         pairs = "two of the same class" + (" in different groups" if groups else "")
-        raise UserError(f"too few images to draw a validation split from: {len(samples['train'])}, no {pairs}")
+        raise UserError(f"too few {unit} to draw a validation split from: {len(samples['train'])}, no {pairs}")
     return {split: samples[split] for split in ("train", "val", "test") if samples.get(split)}
 
 
@@ -67,7 +69,7 @@ def what_is_drawn(
     """Which splits `complete_splits` has drawn, in words; empty if none. Arguments as there, and what it returned."""
     if "all" in samples:
         if "test" not in drawn:
-            return "no splits given: drew an image of each class for val; there are too few for test"
+            return "no splits given: drew one of each class for val; there are too few for test"
         return f"no splits given: drew {val_fraction:.0%} for val and {test_fraction:.0%} for test"
     if "train" in samples and not samples.get("val"):
         return f"no val split given: drew {val_fraction:.0%} of train for val"

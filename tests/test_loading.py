@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import train
 from helpers import FAST, make_data
 from PIL import Image
@@ -31,6 +32,18 @@ def test_processes_share_the_data_out(world_size):
     assert sorted(i for i in everything if i != EpochSampler.PADDING) == list(range(10))
     shuffled = [indices(EpochSampler(10, shuffle=True, rank=r, world_size=world_size)) for r in range(world_size)]
     assert set().union(*shuffled) == set(range(10))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_an_order_that_is_arranged_is_shared_out_as_any(world_size):
+    def odd_first(order, generator):
+        assert generator.initial_seed() == 5 * 1_000_003
+        return torch.cat([order[order % 2 == 1], order[order % 2 == 0]])
+
+    options = {"shuffle": True, "arrange": odd_first, "world_size": world_size, "seed": 5}
+    shares = [indices(EpochSampler(12, rank=rank, **options)) for rank in range(world_size)]
+    order = [i for step in zip(*shares, strict=True) for i in step]
+    assert sorted(order) == list(range(12)) != order and [i % 2 for i in order] == [1] * 6 + [0] * 6
 
 
 def test_more_processes_than_images_still_get_equal_shares():

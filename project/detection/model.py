@@ -35,8 +35,8 @@ class ResNetDetector(LightningModule):
             project. Or those of a whole detector, whose layers for the classes are replaced: `COCO_V1`, or the path of
             a state dict or a detector's checkpoint. Or `none` for random weights.
         image_size: What the shorter side of each image is resized to, in pixels; the longer one is at most 5/3 of it.
-        channels: Of each level of the feature pyramid and of the heads, a multiple of 32: 128 take a quarter of the
-            time of 256, for which torchvision's own weights are.
+        channels: Of each level of the feature pyramid and of the heads, a multiple of 32. Half as many need a quarter
+            of the multiplications there; torchvision's own weights are for 256.
         trainable_layers: How many stages of the trunk are trained, the last ones first: 0 trains none, 5 all. By
             default 3, or with random weights 5.
         norm: `frozen` keeps the statistics of BatchNorm in the trunk, since those of a batch of a few images are too

@@ -100,7 +100,8 @@ def evaluate_best(
     if best:  # as a new module, because FSDP keeps the parameters of the trained one
         checkpoint = load_checkpoint(best.best_model_path)
         model = load_model(checkpoint, TextClassifier)
-        log.info(outcome(checkpoint.content, str(best.monitor), float(best.best_model_score or 0), head_start))
+        score = float(best.best_model_score or 0)
+        log.info(outcome(trainer.current_epoch, checkpoint.content, str(best.monitor), score, head_start))
     trainer.enable_autolog_hparams = False  # some loggers reject a second, different set, such as the reloaded one
     summary: dict[str, Any] = {}
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
@@ -128,10 +129,11 @@ def hparams(this: Run) -> dict[str, Any]:
     return {**first, "more": {name: this.config[name] for name in ("seed", "data", "model")}}
 
 
-def outcome(content: dict[str, Any], monitor: str, score: float, head_start: HeadStart) -> str:
+def outcome(epochs: int, content: dict[str, Any], monitor: str, score: float, head_start: HeadStart) -> str:
     """One line on what training has gained.
 
     Args:
+        epochs: Number of epochs trained.
         content: Content of the best checkpoint.
         monitor: The metric that has selected it.
         score: Its value.
@@ -139,8 +141,10 @@ def outcome(content: dict[str, Any], monitor: str, score: float, head_start: Hea
     """
     trained = content["global_step"] > 0
     which = f"epoch {content['epoch'] + 1}" if trained else "the head start"
-    before = head_start.val_metrics.get(monitor) if trained else None
-    gain = "" if before is None else f" (the head start: {before:.4f})"
+    before = head_start.val_metrics.get(monitor)
+    gain = f" (the head start: {before:.4f})" if trained and before is not None else ""
+    if epochs and not trained:
+        gain = f"; {epochs} more epoch{'s' * (epochs > 1)} brought no gain: more texts may help, or a lower --model.lr"
     return f"Best: {which}, {monitor.replace('/', ' ')} {score:.4f}{gain}"
 
 

@@ -54,6 +54,25 @@ def test_a_resumed_run_is_bit_for_bit_that_of_an_uninterrupted_one(tmp_path, mon
     assert whole.metrics["top1"] == resumed.metrics["top1"] and whole.metrics["loss"] == resumed.metrics["loss"]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "step", "line"),
+    [
+        (0, 0, "Best: the head start, val top1 0.9000"),
+        (
+            2,
+            0,
+            "Best: the head start, val top1 0.9000; 2 more epochs brought no gain: more texts may help, or a lower ",
+        ),
+        (2, 8, "Best: epoch 1, val top1 0.9000 (the head start: 0.8000)"),
+    ],
+)
+def test_what_training_has_gained_is_said(epochs, step, line):
+    head_start = train.HeadStart()
+    head_start.val_metrics = {"val/top1": torch.tensor(0.8)}
+    said = train.outcome(epochs, {"global_step": step, "epoch": 0}, "val/top1", 0.9, head_start)
+    assert said.removesuffix("--model.lr") == line
+
+
 def test_without_pretrained_weights_there_is_no_head_start_to_be_had(fails, tmp_path):
     options = tiny_texts(tmp_path, "--max_epochs=0", "--model.weights=none")
     assert "--max_epochs 0 fits the head alone" in fails(train.main, *options)

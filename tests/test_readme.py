@@ -19,8 +19,12 @@ from helpers import COLOURS, fill, save_image
 
 from project.classification.data import ImageData
 from project.classification.model import ResNetClassifier
+from project.detection.data import BoxData
+from project.detection.model import ResNetDetector
 from project.loggers import with_save_dir
 from project.options import make_parser
+from project.text_classification.data import TextData
+from project.text_classification.model import TextClassifier
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,11 +44,13 @@ def test_ci_runs_the_first_two_commands_to_the_letter():
 def test_every_command_of_the_readme_is_accepted():
     parsers = {
         "train": make_parser("", ImageData, ResNetClassifier)[0],
+        "detection/train": make_parser("", BoxData, ResNetDetector)[0],
+        "text_classification/train": make_parser("", TextData, TextClassifier)[0],
         **{script.__name__: script.make_parser() for script in (evaluate, export, predict, serve)},
     }
     checked = Counter()
     for line in commands():
-        for name in re.findall(r"^python scripts/(\w+)\.py", line):
+        for name in re.findall(r"^python scripts/([\w/]+)\.py", line):
             argv = shlex.split(line.partition(".py")[2], comments=True)
             config = argv.index("--config") + 1 if "--config" in argv else None
             if config and not (ROOT / argv[config]).exists():
@@ -55,6 +61,7 @@ def test_every_command_of_the_readme_is_accepted():
             checked[name] += 1
     assert checked["train"] >= 15 and checked["evaluate"] >= 2 and checked["predict"] >= 1 and checked["find"] >= 1
     assert checked["export"] >= 1 and checked["serve"] >= 1
+    assert checked["detection/train"] >= 1 and checked["text_classification/train"] >= 1
 
 
 @pytest.mark.slow

@@ -62,7 +62,14 @@ def mistakes(verdict: Verdict) -> str:
 
 
 def drawn(evaluation: Evaluation, i: int, class_names: list[str], side: int = SIDE) -> np.ndarray | None:
-    """An image of an evaluation with its boxes, on a white square, uint8 `(side, side, 3)`; None if it is gone."""
+    """An image of an evaluation with its boxes, on a white square, uint8 `(S, S, 3)`; None if it is gone.
+
+    Args:
+        evaluation: The evaluation.
+        i: Index of the image.
+        class_names: Names of the classes.
+        side: S if the image is larger; otherwise S is its longer side.
+    """
     found, true, verdict = evaluation.found[i], evaluation.true[i], evaluation.verdicts[i]
     shown = [(found.boxes[k], "", RIGHT) for k, _ in verdict.right]
     shown += [(found.boxes[k], name_of(found, k, class_names), FALSE) for k in verdict.false]
@@ -75,6 +82,7 @@ def drawn(evaluation: Evaluation, i: int, class_names: list[str], side: int = SI
         picture = draw(evaluation.paths[i], boxes, labels, colours, side)
     except BadImage:  # gone since it was evaluated
         return None
+    side = max(picture.shape)
     square = np.full((side, side, 3), 255, np.uint8)
     top, left = ((side - length) // 2 for length in picture.shape[:2])
     square[top : top + picture.shape[0], left : left + picture.shape[1]] = picture

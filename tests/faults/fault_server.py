@@ -1,8 +1,10 @@
 """A process that has everything imported, and forks a training run for each line that it receives.
 
+    python tests/faults/fault_server.py [TASK]      # classification, detection or text_classification
+
 A run thus starts in half a second, and can be killed a thousand times. Each line is a job in JSON:
 
-    argv      options of scripts/train.py
+    argv      options of the task's train.py
     folder    where its messages (`out.txt`) and its steps (`steps.txt`) go
     real      use a real ResNet-18 instead of a tiny network
     window    kill the run (SIGKILL, from within) at this point …
@@ -24,7 +26,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -55,6 +57,29 @@ from project.classification.model import ResNetClassifier
 from project.cli import run as run_script
 
 
+class Task(NamedTuple):
+    """What is trained: the main function of its script, and the class of its model."""
+
+    main: Callable[[list[str]], Any]
+    model: Any
+
+
+def task_called(name: str) -> Task:
+    """A task by the name of its folder; its modules are imported only if it is asked for."""
+    if name == "classification":
+        return Task(lambda argv: train.main(argv), ResNetClassifier)
+    if name == "detection":
+        from project.detection import networks
+        from scripts.detection import train as script
+
+        block = torchvision.models.resnet.BasicBlock
+        networks.make_net = lambda *args: torchvision.models.ResNet(block, [1, 1, 1, 1])  # type: ignore[assignment]
+        return Task(script.main, script.ResNetDetector)
+    from scripts.text_classification import train as script
+
+    return Task(script.main, script.TextClassifier)
+
+
 def tiny_network(arch: str, weights: Any = None) -> nn.Module:
     """A network of a few kilobytes with the parts of a ResNet, by its names."""
 
@@ -83,7 +108,7 @@ def before(owner: Any, name: str, action: Callable[[], None]) -> None:
     setattr(owner, name, wrapped)
 
 
-def kill_in_window(window: str, count: int) -> None:
+def kill_in_window(window: str, count: int, model: Any) -> None:
     passed = 0
 
     def pass_by() -> None:
@@ -103,15 +128,15 @@ def kill_in_window(window: str, count: int) -> None:
 
     save = torch.save
     owners: dict[str, tuple[Any, str]] = {
-        "step": (ResNetClassifier, "training_step"),
-        "validation": (ResNetClassifier, "validation_step"),
+        "step": (model, "training_step"),
+        "validation": (model, "validation_step"),
         "epoch end": (project.safety.LastCheckpoint, "on_train_epoch_end"),
         "epoch start": (project.safety.LastCheckpoint, "on_train_epoch_start"),
         "after a step": (project.safety.LastCheckpoint, "on_train_batch_end"),
         "worker start": (DataLoader, "__iter__"),
         "sealing": (project.checkpoint, "append_checksum"),
         "renaming": (os, "replace"),
-        "test": (ResNetClassifier, "test_step"),
+        "test": (model, "test_step"),
     }
     if window == "saving":
         project.checkpoint.torch.save = half_written  # type: ignore[attr-defined]
@@ -192,17 +217,25 @@ def take_out(mutant: str) -> None:
         raise ValueError(mutant)
 
 
-def log_steps(path: Path) -> None:
-    """Log epoch, batch, and hashes of its images and labels."""
-    original = ResNetClassifier.training_step
+def log_steps(path: Path, model: Any) -> None:
+    """Log epoch, batch, and a hash of all that is in it."""
+    original = model.training_step
 
-    def logged(self: ResNetClassifier, batch: Any, batch_idx: int) -> Any:
-        digest = zlib.crc32(batch[1].numpy().tobytes(), zlib.crc32(batch[0].numpy().tobytes()))
+    def logged(self: Any, batch: Any, batch_idx: int) -> Any:
         with open(path, "a") as file:
-            file.write(f"{self.current_epoch} {batch_idx} {digest}\n")
+            file.write(f"{self.current_epoch} {batch_idx} {digest(batch)}\n")
         return original(self, batch, batch_idx)
 
-    ResNetClassifier.training_step = logged  # type: ignore[method-assign]
+    model.training_step = logged
+
+
+def digest(part: Any, value: int = 0) -> int:
+    """A hash of tensors in lists, tuples and dictionaries."""
+    if isinstance(part, torch.Tensor):
+        return zlib.crc32(part.numpy().tobytes(), value)
+    for inner in part.values() if isinstance(part, dict) else part:
+        value = digest(inner, value)
+    return value
 
 
 def save_again_and_again(path: Path, temporary: str | None) -> None:
@@ -215,7 +248,7 @@ def save_again_and_again(path: Path, temporary: str | None) -> None:
         io.save_checkpoint(state, path)
 
 
-def run(job: dict[str, Any]) -> None:
+def run(job: dict[str, Any], task: Task) -> None:
     if "saver" in job:
         save_again_and_again(Path(job["saver"]), job["stock"])
     folder = Path(job["folder"])
@@ -230,15 +263,16 @@ def run(job: dict[str, Any]) -> None:
         # Pictures take half the time of a tiny run, and its report as much again.
         train.save_report = lambda *args: None
         project.metrics.confusion_figure = pictures.confusion_figure = lambda *args: Figure()
-    log_steps(folder / "steps.txt")
+    log_steps(folder / "steps.txt", task.model)
     if job.get("mutant"):
         take_out(job["mutant"])
     if job.get("window"):
-        kill_in_window(job["window"], job["count"])
-    run_script(lambda: train.main(job["argv"]))
+        kill_in_window(job["window"], job["count"], task.model)
+    run_script(lambda: task.main(job["argv"]))
 
 
 def main() -> None:
+    task = task_called(sys.argv[1] if len(sys.argv) > 1 else "classification")
     for line in sys.stdin:
         job = json.loads(line)
         if "wait" in job:
@@ -250,7 +284,7 @@ def main() -> None:
             status = 1
             try:
                 os.setsid()
-                run(job)
+                run(job, task)
             except SystemExit as stop:
                 status = stop.code if isinstance(stop.code, int) else 1
                 if isinstance(stop.code, str):

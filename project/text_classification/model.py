@@ -63,6 +63,7 @@ class TextClassifier(Scored):
         UserError: An option is out of range; or the encoder cannot be obtained, or does not fit its weights.
     """
 
+    TASK = "text classification"  # in checkpoints, of which those of other tasks are refused
     MONITOR = "val/top1"  # selects the best checkpoint, by default
     RANGES: ClassVar = {
         "dropout": (0, 1),
@@ -269,6 +270,7 @@ class TextClassifier(Scored):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store `weights` as `none`: a reload takes them from the checkpoint, and must not fetch the initial ones."""
+        checkpoint["task"] = self.TASK
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "weights": "none"}
 
 

@@ -13,9 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-if __name__ == "__main__":  # Python looks for `project` beside the script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from project.imports import quick_imports
 
 with quick_imports():

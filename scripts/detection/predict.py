@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # Python looks for `project` beside the script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from project.imports import quick_imports
 
 with quick_imports():

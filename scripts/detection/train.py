@@ -9,12 +9,8 @@ Options of Lightning's Trainer are at the top level, those of the data and the m
 """
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # Python looks for `project` beside the script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from project.imports import quick_imports
 

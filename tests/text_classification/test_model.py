@@ -94,6 +94,7 @@ def test_a_forged_checkpoint_is_one_line(tiny, name, value):
     model = make(tiny)
     hparams = {**model.hparams, name: value}
     content = {"state_dict": model.state_dict(), "hyper_parameters": hparams, "config": {"data": {}}}
+    content["task"] = TextClassifier.TASK
     with pytest.raises(UserError, match=r"checkpoint forged.ckpt: its parts do not fit together") as error:
         load_model(Checkpoint("forged.ckpt", content), TextClassifier)
     assert "\n" not in str(error.value)

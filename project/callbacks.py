@@ -64,7 +64,7 @@ class Throughput(Callback):
         if self.started is None:  # the clock starts after the epoch's first batch, which waits for the workers
             self.started, self.num_samples = time.perf_counter(), 0
             return
-        self.num_samples += len(batch[0])
+        self.num_samples += len(batch[1])  # the targets, for the inputs may be a dictionary
         speed = self.num_samples * trainer.world_size / (time.perf_counter() - self.started)
         pl_module.log(f"train/{trainer.datamodule.UNIT}_per_second", speed, rank_zero_only=True)  # type: ignore[attr-defined]
 

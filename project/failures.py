@@ -39,10 +39,10 @@ def explanation(error: BaseException, batch_size: int, accumulate: int | None, o
         if accumulate is None:
             return f"{tried}: try {options}batch_size {batch_size // 2}" if batch_size > 1 else tried
         if batch_size == 1:
-            return f"{tried}: try a smaller --data.image_size"
+            return f"{tried}: try smaller images or shorter texts"
         return (
             f"{tried}: try {options}batch_size {batch_size // 2} --accumulate_grad_batches {2 * accumulate}, "
-            "which keeps the effective batch size, or a smaller --data.image_size"
+            "which keeps the effective batch size, or smaller images or shorter texts"
         )
     if isinstance(error, RuntimeError) and ("closed by peer" in text or "reset by peer" in text):
         return f"another process of this run has ended, see its own message{resume}"

@@ -101,8 +101,7 @@ def check_label(label: str, where: str) -> None:
     """Refuse a label that stands for a missing value. Raises `UserError`, which begins with `where`."""
     if label.casefold() in NO_LABEL:
         raise UserError(
-            f"{where}: label is {label!r}, which stands for a missing value: remove the row, or call the class "
-            "otherwise"
+            f"{where}: label is {label!r}, which stands for a missing value: remove it, or rename the class"
         )
 
 

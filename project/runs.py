@@ -229,18 +229,27 @@ def fit(trainer: Trainer, model: LightningModule, data: ResumableData, run: Run)
     log.info(f"Resuming {path}" if path else model.describe())  # type: ignore[operator]
     run.begin(trainer)
     run.resumed = run.trainer["resumed"] = None  # Lightning gets it, and nobody needs its tensors after that
+    model.train()  # Lightning keeps the modes that it finds: with this, a model can keep parts of it in evaluation
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
+        trainer.ckpt_path = path  # given to `fit`, it would be unknown in `setup`
         try:
-            trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+            trainer.fit(model, datamodule=data, weights_only=True)
         except Stopped as stopped:
-            given = [("default_root_dir", run.options.default_root_dir), ("name", run.options.name)]
-            again = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given if value)
-            script = sys.argv[0]  # or that of a notebook or another program, which has no such option
-            command = f"python {shlex.quote(script)} " if Path(script).stem.endswith("train") else ""
-            log.info(f"{stopped}. To resume: {command}--ckpt_path last{again}")
+            log.info(f"{stopped}. To resume: {how_to_resume(run)}")
             if stopped.status:
                 sys.exit(stopped.status)
         else:
             if run.folder is not None and trainer.is_global_zero:
                 drop_previous(run.folder / "checkpoints")
+        finally:
+            trainer.ckpt_path = None
     return True
+
+
+def how_to_resume(run: Run) -> str:
+    """The command that goes on with a run; of another program than a training script, only the options."""
+    given = [("default_root_dir", run.options.default_root_dir), ("name", run.options.name)]
+    again = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given if value)
+    script = sys.argv[0]
+    command = f"python {shlex.quote(script)} " if Path(script).stem.endswith("train") else ""
+    return f"{command}--ckpt_path last{again}"

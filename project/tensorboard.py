@@ -16,6 +16,7 @@ CHARTS = {
     "train/top1_epoch": ("train", "curves/top1"),
     "train/loss_step": ("train", "steps/loss"),
     "train/images_per_second": ("", "speed/images_per_second"),
+    "train/texts_per_second": ("", "speed/texts_per_second"),
 }
 LEFT_OUT = ("epoch", "train/top1_step")
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import train
-from helpers import FAST, ROOT, SAMPLE, WEIGHTS, last_of
+from helpers import FAST, ROOT, SAMPLE, WEIGHTS, last_of, run_train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from project.checkpoint import load_checkpoint
@@ -61,6 +61,7 @@ def test_config_yaml_reproduces_the_run(trained, tmp_path):
 # The folder
 
 
+@pytest.mark.slow
 def test_every_run_has_a_folder_of_its_own(tmp_path):
     names = [new_folder(tmp_path, name).name for name in (None, None, "birds", "birds", None, "birds")]
     assert names == ["version_0", "version_1", "birds", "birds_1", "version_2", "birds_2"]
@@ -205,3 +206,11 @@ def test_checkpoints_have_the_layout_of_those_of_earlier_versions(trained):
     """So that those can be evaluated, used for prediction, and resumed; a file contains the `layout` of one of them."""
     now = layout(load_checkpoint(trained / "checkpoints/last.ckpt").content)
     assert now == json.loads((ROOT / "tests/data/layout-7baa818.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_frozen_backbone_keeps_its_statistics_also_without_a_head_start(split, tmp_path):
+    options = ["--model.fine_tune=head", "--model.head_start=false", "--data.cache_features=false"]
+    run = run_train(tmp_path, split, *options)
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(bool((state[name] == 0).all()) for name in state if name.endswith("running_mean"))

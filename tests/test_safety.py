@@ -31,6 +31,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_images(fails,
     assert last["global_step"] == 3 and all(t.isfinite().all() for t in last["state_dict"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [os.remove, lambda path: open(path, "w").close()], ids=["deleted", "emptied"])
 def test_a_file_that_breaks_in_training_stops_or_is_left_out(fails, flat, tmp_path, damage, monkeypatch, caplog):
     broken = []

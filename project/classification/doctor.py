@@ -39,7 +39,7 @@ class Doctor(Callback):
     Training goes on with the same numbers as without it, and whatever fails here is a warning.
 
     Args:
-        head_start: The `HeadStart`, whose `setup` must come before; any, so that this file needs not know it.
+        head_start: The `HeadStart`, whose `setup` must come before; any, so that this file need not know it.
     """
 
     def __init__(self, head_start: Any) -> None:

@@ -49,7 +49,9 @@ def judge(record: Record, header: Header) -> tuple[list[Stated] | None, list[str
     width, height = header.size
     if record.size not in (None, header.size, header.stored):
         stated, real = (" x ".join(map(str, size)) for size in (record.size or (), header.size))
-        return None, [f"{record.where}: it is of an image of {stated} pixels, but {record.path} has {real}"]
+        return None, [
+            f"{record.where}: it is of an image of {stated} pixels, but {record.path} has {real}: no box is used"
+        ]
     turned = is_of_stored(record, header)
     good: list[Stated] = []
     problems: list[str] = []

@@ -61,7 +61,10 @@ def read_coco(files: list[str]) -> Annotations:
     if crowds:
         log.warning(f"{first_few(files, 3)}: {crowds} crowd regions (iscrowd) are left out")
     ordered = {split: splits[split] for split in ORDER if split in splits}
-    return Annotations("COCO", ordered, [classes[number] for number in sorted(classes)], problems)
+    names = list(
+        dict.fromkeys(classes[number] for number in sorted(classes))
+    )  # two files may number a class differently
+    return Annotations("COCO", ordered, names, problems)
 
 
 def split_of_file(path: str) -> str | None:

@@ -19,10 +19,11 @@ from project.checks import tell as tell_images
 from project.detection.annotations import read_annotations
 from project.detection.boxes import Header, is_of_stored, judge, read_header, tell, without_unknown
 from project.detection.checks import examine
-from project.detection.datasets import Album, BoxDataset, Pixels, Target, collate, read_image, scaled
+from project.detection.datasets import Album, BoxDataset, Pixels, Target, collate, scaled
 from project.detection.drawing import draw_splits
 from project.detection.records import Annotations, Stated
 from project.detection.transforms import train_transform
+from project.images import try_out
 from project.listing import expanded, folder_of
 from project.loading import ResumableData
 from project.progress import shown
@@ -61,7 +62,7 @@ class BoxData(ResumableData):
             or no numbers: stop and list them, or leave them out and clip those that reach out of the image.
         max_size: Longer side that larger images are scaled down to when they are read, in pixels. Training and
             validation images are kept in memory if they fit into 1 GiB.
-        scale_jitter: By which share things become larger or smaller at most: 0.2 is from 0.8 to 1.2 times.
+        scale_jitter: The sides of what is seen, relative to those of the image: 0.2 is from 0.8 to 1.2 times.
         crop: Probability of training on a part of an image, of 0.3 to 1 of its area. Boxes are clipped, and left out if
             less than 0.3 of them is left.
         flip: Probability of a horizontal flip. Use 0 if left and right differ in meaning.
@@ -143,7 +144,7 @@ class BoxData(ResumableData):
             named = {path: f"{reason} (named in {records[path].where})" for path, reason in broken.items()}
             tell_images(named, len(records), self.bad_images)
             listed = only(headers, listed)
-        good, _ = drop_bad_images(listed, self.bad_images, check, self.read_one, None)
+        good, _ = drop_bad_images(listed, self.bad_images, check, try_out, None)
         boxes: dict[str, list[Stated]] = {}
         problems = list(found.problems)
         for path in (path for samples in good.values() for path, _ in samples):
@@ -161,10 +162,6 @@ class BoxData(ResumableData):
             )
         return only(boxes, good), boxes, headers
 
-    def read_one(self, path: str) -> Tensor:
-        """An image as `read_image` returns it. Raises `BadImage`."""
-        return read_image(path, self.max_size)[0]
-
     def choose_classes(self, class_names: list[str]) -> list[str]:
         """Those classes of the data that have boxes in the training split. Raises `UserError` if there are none."""
         if not self.samples.get("train"):
@@ -172,6 +169,11 @@ class BoxData(ResumableData):
         train = {box.label for path, _ in self.samples["train"] for box in self.boxes[path]}
         if not train:
             raise UserError(f"{self.root}: no usable box in its {len(self.samples['train'])} training images")
+        val = self.samples["val"]
+        if not any(self.boxes[path] for path, _ in val):
+            raise UserError(
+                f"{self.root}: no usable box in its {len(val)} validation images, which choose the best epoch"
+            )
         everywhere = {box.label for boxes in self.boxes.values() for box in boxes}
         if unused := [name for name in class_names if name not in everywhere]:
             log.warning(f"{self.root}: no boxes of {quoted(unused)}, which is not counted as a class")

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 
-from project.detection.boxes import read_header
 from project.detection.datasets import scaled
 from project.detection.matching import Boxes, Verdict, verdict_on
 from project.detection.metrics import by_image
@@ -76,7 +75,7 @@ def evaluate(trainer: Trainer, model: Any, data: Any, splits: list[str]) -> list
 def judged(results: dict[str, Any], data: Any, split: str, threshold: float) -> Evaluation:
     """The evaluation of a split, from what `DetectionMetrics` returned for it. Raises `BadImage` if one is gone."""
     paths = [data.samples[split][i][0] for i in results["image_ids"]]
-    factors = [full_size(path, data.max_size) for path in paths]
+    factors = [full_size(*data.headers[path].size, data.max_size) for path in paths]
     found, true = (
         [Boxes(of_image.boxes * factor, *of_image[1:]) for of_image, factor in zip(some, factors, strict=True)]
         for some in (by_image(results[name], results["image_ids"]) for name in ("found", "true"))
@@ -94,9 +93,8 @@ def judged(results: dict[str, Any], data: Any, split: str, threshold: float) -> 
     return Evaluation(summary, paths, found, true, verdicts)
 
 
-def full_size(path: str, max_size: int) -> torch.Tensor:
+def full_size(width: int, height: int, max_size: int) -> torch.Tensor:
     """The factors `(4,)` from pixels of an image as it is read for the network to those of the upright image."""
-    width, height = read_header(path).size
     read = scaled(width, height, max_size)
     return torch.tensor([width / read[0], height / read[1]] * 2)
 

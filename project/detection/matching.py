@@ -75,7 +75,7 @@ class Verdict(NamedTuple):
     Attributes:
         right: Pairs of a detection and the true box that it finds.
         confused: Pairs of a detection and a true box of another class that it overlaps and nothing finds.
-        false: Detections of nothing.
+        false: All other detections: of nothing, of a box that is found already, or too far off.
         missed: True boxes that nothing finds or overlaps.
     """
 

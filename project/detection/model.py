@@ -187,7 +187,8 @@ class ResNetDetector(LightningModule):
         """Choose the score threshold, and log the metrics."""
         self.eval_results = self.eval_metrics.compute()
         self.eval_metrics.reset()
-        self.hparams["score_threshold"] = self.eval_results["score_threshold"]  # the next checkpoint keeps it
+        if not self.trainer.sanity_checking:
+            self.hparams["score_threshold"] = self.eval_results["score_threshold"]  # the next checkpoint keeps it
         for name in ("map", "map50", "map75"):
             self.log(f"val/{name}", self.eval_results[name], prog_bar=name == "map")
 
@@ -216,6 +217,10 @@ class ResNetDetector(LightningModule):
             for layer in norms(self.net):
                 layer.eval()
         return self
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the threshold of the last validation."""
+        self.hparams["score_threshold"] = checkpoint["hyper_parameters"].get("score_threshold", 0.5)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store `weights` as `none`: a reload takes them from the checkpoint, and must not fetch the initial ones."""

@@ -81,10 +81,26 @@ def make_detector(
         trunk = make_net(backbone, "none" if whole is not None else weights, 224)
     except UserError as error:  # in the words of the classifier
         raise UserError(str(error).replace("--model.arch", "--model.backbone")) from error
+    check_widths(backbone, trunk, weights)
     net = on_trunk(arch, cast(ResNet, trunk), num_classes, image_size, channels, preprocessing_for(backbone, "none"))
     if whole is not None:
         load_whole(net, arch, backbone, whole, weights)
     return net
+
+
+def check_widths(backbone: str, trunk: nn.Module, weights: str) -> None:
+    """Refuse the trunk of a pruned network, which a checkpoint of a detector could not be loaded into.
+
+    Raises:
+        UserError: It is narrower than its architecture.
+    """
+    with torch.device("meta"):
+        plain = get_model_builder(backbone)(weights=None).state_dict()
+    if any(tensor.shape != plain[name].shape for name, tensor in trunk.state_dict().items()):
+        raise UserError(
+            f"--model.weights {weights}: those of a pruned network, on which no detector is built: use those of the "
+            "network before it was pruned"
+        )
 
 
 def whole_weights(arch: Arch, backbone: str, weights: str) -> dict[str, Tensor] | None:
@@ -136,7 +152,9 @@ def on_trunk(
     if arch == "retinanet":
         sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
         anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-        net = RetinaNet(pyramid, num_classes, anchor_generator=anchors, score_thresh=MIN_SCORE, **options)
+        net = RetinaNet(
+            pyramid, num_classes, anchor_generator=anchors, score_thresh=MIN_SCORE, detections_per_img=100, **options
+        )
     else:
         net = FCOS(pyramid, num_classes, score_thresh=MIN_SCORE, **options)
     return exact(net, net.backbone, net.head)

@@ -136,7 +136,7 @@ def next_steps(main: Evaluation, class_names: list[str]) -> list[str]:
         if c["false_alarms"]:
             shown = c["found"] + c["false_alarms"]
             text = f"{name}: {c['false_alarms']:,} of {shown:,} detections are false alarms."
-            hint = "Look at the red boxes: if there is an object, its box is missing from the annotations."
+            hint = "Look at the red boxes: an object without a true box is missing from the annotations."
             steps.append((c["false_alarms"], f"{text} {hint}"))
     for (true, found), count in main.confusions().items():
         text = f"{count:,} of {classes[class_names[true]]['boxes']:,} boxes of {class_names[true]} are taken for"

@@ -74,7 +74,8 @@ def find_lists(root: str) -> dict[str, str]:
     names = [entry.name for entry in entries(folder) if entry.name.lower().endswith(".txt")]
     found = {split: os.path.join(folder, name) for name in names if (split := split_of(stem_of(name)))}
     if "train" not in found and "trainval.txt" in names:
-        log.warning(f"{root}: {os.path.join(LISTS, 'trainval.txt')} is taken as the train split")
+        aside = f", and {os.path.basename(found['val'])} is not used" if "val" in found else ""
+        log.warning(f"{root}: {os.path.join(LISTS, 'trainval.txt')} is taken as the train split{aside}")
         found = {"train": os.path.join(folder, "trainval.txt"), **{s: p for s, p in found.items() if s == "test"}}
     return found
 
@@ -122,9 +123,12 @@ def read_file(path: str, images: dict[str, list[str]]) -> Record:
     named = (top.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1]
     found = images.get(stem_of(path)) or images.get(stem_of(named)) or []
     beside = [image for image in found if os.path.dirname(image) == os.path.dirname(path)]
-    # If there is none, where it should be
     folder = os.path.join(os.path.dirname(os.path.dirname(path)), "JPEGImages")
-    image = (beside or found or [os.path.join(folder, named or f"{stem_of(path)}.jpg")])[0]
+    own = [image for image in found if os.path.dirname(image) == folder]
+    if len(found) > 1 and not (beside or own):
+        raise UserError(f"{path}: its image may be {first_few(found, 3)}: put it into {folder}")
+    # If there is none, where it should be
+    image = (beside or own or found or [os.path.join(folder, named or f"{stem_of(path)}.jpg")])[0]
     size = top.find("size")
     stated = None if size is None else whole_size(size.findtext("width"), size.findtext("height"), path)
     return Record(image, path, [read_box(path, box) for box in top.findall("object")], stated)

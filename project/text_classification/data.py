@@ -114,7 +114,8 @@ class TextData(ResumableData):
         """All splits, of which those that are missing are drawn."""
         val, test = self.fractions
         groups = variants(text for samples in listed.values() for text, _ in samples)
-        return by_length(complete_splits(listed, val, test, self.split_seed, groups, self.UNIT))
+        # By length first, as those of a checkpoint are listed: the draw depends on the order if a text has two classes
+        return by_length(complete_splits(by_length(listed), val, test, self.split_seed, groups, self.UNIT))
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
@@ -151,7 +152,7 @@ class TextData(ResumableData):
         counts = ", ".join(f"{len(samples):,} {split}" for split, samples in shown.items())
         texts = f"all {total:,} texts" if "all" in shown else f"{counts} texts"
         texts += f" ({self.drawn})" if self.drawn else ""
-        longer = f"{cut:,} of {total:,} texts are longer than {self.max_length} tokens and cut"
+        longer = f"longer than {self.max_length} tokens, and cut: {cut:,} of {total:,}"
         longer = longer if cut else f"none is longer than {self.max_length} tokens"
         return f"{shortest(self.root)}: {len(self.class_names)} classes; {texts}; {longer}"
 

@@ -23,7 +23,7 @@ LONG = 20  # times as long as the median
 GARBLED = re.compile("\ufffd|Ã[\x80-\xbf]|Â[\xa0-\xbf]|â€")  # UTF-8 that was read as another encoding
 CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # but what is a blank or breaks a line
 KINDS = {  # in the order of alarm, with their titles on the page; the last is a list for the curious
-    "leak": "Texts that stand in an earlier split, too: figures on them are too good",
+    "leak": "Texts that are also in an earlier split: figures on them are too good",
     "conflict": "The same text with different classes: at most one of them is right",
     "label": "Likely wrong labels: a linear classifier that has not seen the label takes the text for another class",
     "copy": "Texts that stand twice in the same split and class: they count twice",
@@ -134,7 +134,7 @@ def stacked(features: Mapping[str, Any], samples: Mapping[str, Samples]) -> np.n
 
 
 def of_copies(texts: Texts, groups: np.ndarray) -> Iterator[Issue]:
-    """Texts that stand in an earlier split, too, with another label, or twice in a split; each names the first one."""
+    """Texts that are also in an earlier split, with another label, or twice in a split; each names the first one."""
     members: dict[int, list[int]] = defaultdict(list)
     for i, first in enumerate(groups.tolist()):
         members[first].append(i)
@@ -200,9 +200,11 @@ def summary(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     if leaks := found["leak"]:
         counts = Counter(texts.splits[issue.text] for issue in leaks)
         parts = [f"{counts[split]:,} of {sizes[split]:,} {split}" for split in reversed(sizes) if counts[split]]
-        lines.append(("leak", f"{' and '.join(parts)} texts stand in an earlier split, too"))
+        lines.append(("leak", f"{' and '.join(parts)} texts are also in an earlier split"))
     if conflicts := found["conflict"]:
-        lines.append(("conflict", f"{plural(len(conflicts), 'copy', 'copies')} of texts with another label"))
+        lines.append(
+            ("conflict", f"{plural(len(conflicts), 'copy of a text has', 'copies of texts have')} another label")
+        )
     if labels := found["label"]:
         share = diagnosis.expected / (sizes["train"] + sizes["val"])
         about = f"of which about {diagnosis.expected:.0f} are wrong" if len(labels) > 1 else "which may be right, too"

@@ -33,7 +33,7 @@ class Doctor(Callback):
     """Before training and after the head start, whose features it uses, look for what may be wrong with the texts.
 
     Args:
-        head_start: The `HeadStart`, whose `setup` must come before; any, so that this file needs not know it.
+        head_start: The `HeadStart`, whose `setup` must come before; any, so that this file need not know it.
     """
 
     def __init__(self, head_start: Any) -> None:

@@ -36,6 +36,11 @@ MODEL_TYPES = (
 )
 POSITIONS_AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")  # whose first ones are never used
 NOT_KEPT = ("architectures", "auto_map", "dtype", "id2label", "label2id", "transformers_version")
+NOT_KEPT += ("return_dict", "output_hidden_states", "output_attentions")
+WITHOUT_DEFAULT = {  # what transformers reads, but a new configuration of this type does not list
+    "deberta-v2": ("position_buckets", "norm_rel_ebd", "share_att_key", "conv_kernel_size", "conv_act", "conv_groups"),
+    "modernbert": ("global_rope_theta", "local_rope_theta", "global_attn_every_n_layers"),
+}
 MAX_LAYERS = 96
 MAX_WIDTH = 1_000_000  # also of the vocabulary
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a repository
@@ -173,7 +178,7 @@ def checked_config(given: dict[str, Any], what: str = "the encoder's configurati
         from transformers import AutoConfig
     except ImportError as error:
         raise package_missing(error) from error
-    known = AutoConfig.for_model(kind).to_dict()
+    known = {*AutoConfig.for_model(kind).to_dict(), *WITHOUT_DEFAULT.get(str(kind), ())}
     names = AutoConfig.for_model(kind).attribute_map  # DistilBERT's `dim` is the `hidden_size` of the others
     kept = {name: value for name, value in given.items() if name in known and is_plain(name, value)}
     try:
@@ -230,14 +235,14 @@ def load_encoder(net: nn.Module, encoder: str, weights: str) -> None:
     Args:
         net: The encoder.
         encoder: See `read_encoder`.
-        weights: `DEFAULT`, those of the encoder; or a safetensors file.
+        weights: `DEFAULT`, those of the encoder; or a safetensors file or a checkpoint of this project.
 
     Raises:
         UserError: They cannot be obtained, or are those of another encoder.
     """
     path = str(find(encoder, "model.safetensors")) if weights == "DEFAULT" else weights
-    if not path.endswith(".safetensors"):
-        raise UserError(f"--model.weights {weights}: must be DEFAULT, none or a .safetensors file")
+    if not path.endswith((".safetensors", ".ckpt")):
+        raise UserError(f"--model.weights {weights}: must be DEFAULT, none, a .safetensors file or a checkpoint")
     if not os.path.isfile(path):
         raise UserError(f"--model.weights {weights}: no such file")
     what = "the encoder's weights" if weights == "DEFAULT" else f"--model.weights {weights}"

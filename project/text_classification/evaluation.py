@@ -43,7 +43,7 @@ def save(
         return summary
     if folder is not None:
         write_csv(folder / "predictions.csv", table(evaluations, data.class_names, "text"))
-        counts = data.class_counts if "train" in data.samples else []
+        counts = data.class_counts if "train" in data.samples and main.split != "all" else []  # all: of other data
         write_report(folder, main, data.class_names, counts)
     report(summary, main.confusion, folder, data.UNIT)
     if folder is not None:
@@ -80,7 +80,10 @@ def threshold_for(checkpoint: Checkpoint, wanted: float) -> float:
     """
     promises: Promises | Any = checkpoint.content.get("promises")
     if not is_promises(promises) or not promises:
-        raise UserError(f"--unsure: {checkpoint.path} makes no promise: it had too few validation texts")
+        raise UserError(
+            f"--unsure: {checkpoint.path} makes no promise: too few validation texts, too few right answers, or it "
+            "could not be saved"
+        )
     if (row := promise_for(promises, wanted)) is None:
         most = f"at most {promises[-1][0]:g} were right, however sure the answers"
         raise UserError(f"--unsure {wanted:g}: on the validation texts, {most}")

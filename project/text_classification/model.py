@@ -46,7 +46,8 @@ class TextClassifier(Scored):
         net: The encoder with its weights, if the caller has built it already.
         encoder: An encoder of the BERT family: a folder with `config.json`, `tokenizer.json` and `model.safetensors`,
             or a repository of the Hugging Face Hub, downloaded once.
-        weights: `DEFAULT`, those of the encoder; the path of a `.safetensors` file; or `none` for random weights.
+        weights: `DEFAULT`, those of the encoder; the path of a `.safetensors` file or of a checkpoint of this project;
+            or `none` for random weights.
         pooling: What stands for a text: the mean of its tokens' hidden states, or the first one's.
         fine_tune: `full` trains all layers; `head` trains only the new head, on the frozen encoder's features.
         dropout: Probability of dropping a feature before the linear layer.
@@ -75,7 +76,7 @@ class TextClassifier(Scored):
     }
     MAIN_OPTIONS: ClassVar = {  # those that `--help` shows
         "encoder": "an encoder of the BERT family: a folder, or a name of the Hugging Face Hub",
-        "weights": "DEFAULT (the encoder's), a .safetensors file, or none",
+        "weights": "DEFAULT (the encoder's), a .safetensors file or a checkpoint, or none",
         "fine_tune": "full: all layers; head: only the new last one, which is much faster",
         "lr": "learning rate of the head",
     }
@@ -109,7 +110,7 @@ class TextClassifier(Scored):
         head_start: bool | None = None,
     ) -> None:
         super().__init__(class_names)
-        self.save_hyperparameters(ignore="net")
+        self.save_hyperparameters(ignore="net", logger=False)  # the tokenizer is no option; those are logged at the end
         self.check_options(**self.hparams)
         self.head_start = has_head_start(weights, head_start)
         self.config = checked_config(encoder_config)
@@ -311,4 +312,5 @@ def encoder_of(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tokenizer]:
     config, content = known.get("encoder_config"), known.get("tokenizer_json")
     if not isinstance(config, dict) or not isinstance(content, str):
         raise UserError(f"checkpoint {checkpoint.path}: not that of a text classifier")
-    return checked_config(config), tokenizer_of(content, config)
+    config = checked_config(config)
+    return config, tokenizer_of(content, config)

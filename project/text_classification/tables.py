@@ -188,6 +188,7 @@ def read_table(path: str, text_column: str | None, label_column: str | None) -> 
         UserError: The file cannot be read, or a row cannot be used; the message names the line.
     """
     content = decoded(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # a text may be a whole document
     table = TextTable(path, {"text": text_column, "label": label_column})
     try:
         found = list(table.rows(content))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from project import JOINERS, UserError, first_few, natural_sort, quoted, shortest
+from project import JOINERS, UserError, as_utf8, first_few, natural_sort, printable, quoted, shortest
 from project.listing import entries, expanded, is_folder, subfolders
 from project.manifests import check_label, one_form
 from project.samples import compare_with_train
@@ -129,6 +129,8 @@ def text_files(folder: str, split: str) -> Iterator[Row]:
     others: Counter[str] = Counter()
     for label in subfolders(folder):
         check_label(label, f"{folder}")
+        if as_utf8(label) != label:
+            raise UserError(f"{folder}: the name of the folder {printable(label)} is not UTF-8: rename it")
         before = number
         for entry in entries(os.path.join(folder, label)):
             if not entry.name.lower().endswith(".txt") or is_folder(entry):

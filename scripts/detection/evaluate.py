@@ -94,6 +94,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         log.info("Not the training data: all of it is evaluated; if it was moved here: --split test")
     with user_errors(data.batch_size):
         evaluations = evaluate_splits(trainer, model, data, [data.test_split])
+        if not evaluations:
+            raise UserError(f"{data.root}: no image of the {data.test_split} split can be used")
         if not args.output and trainer.is_global_zero:
             folder = create_first(
                 folder / part for part in numbered(evaluation_name(data.root, trained_on, data.test_split))

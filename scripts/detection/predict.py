@@ -25,6 +25,7 @@ with quick_imports():
     from project.detection.datasets import read_image
     from project.detection.matching import Boxes
     from project.detection.model import ResNetDetector
+    from project.detection.networks import MIN_SCORE
     from project.detection.pictures import RIGHT, draw, name_of
     from project.failures import user_errors
     from project.files import check_writable, write_csv, write_text
@@ -32,7 +33,7 @@ with quick_imports():
     from project.loggers import save_png
     from project.trainer import inference_trainer
 
-RANGES = {"threshold": (0, 1), "batch_size": (1, INFINITY)}
+RANGES = {"threshold": (MIN_SCORE, 1), "batch_size": (1, INFINITY)}  # below it, the network drops what it finds
 
 
 class Answer(NamedTuple):

@@ -44,6 +44,8 @@ SAMPLE = [
 def main(argv: list[str] | None = None) -> Trained:
     """Train and evaluate. Raises `UserError`."""
     with start(__doc__, BoxData, ResNetDetector, SAMPLE, argv) as this:
+        # Images differ in size from batch to batch: cuDNN would try its algorithms again and again
+        this.trainer["benchmark"] = bool(this.trainer.get("benchmark"))
         trainer = make_trainer(this.options.monitor, [Pictures()], **this.trainer)
         data, model = build(this, trainer)
         metrics: dict[str, Any] = {}

@@ -123,6 +123,8 @@ def predicted(
         raise UserError(f"no line holds a text: {bad:,} are empty or not UTF-8")
     if bad:
         log.warning(f"{bad:,} of {good + bad:,} lines hold no text, or are not UTF-8")
+    if cut := model.tokenizer.truncated:
+        log.warning(f"Longer than {model.max_length} tokens, and cut: {cut:,} of {good:,} texts")
 
 
 def read_line(line: bytes) -> tuple[str, str]:

@@ -107,9 +107,9 @@ def evaluate_best(
     with user_errors(data.batch_size, trainer.accumulate_grad_batches):
         evaluations = evaluate(trainer, model, data, list(dict.fromkeys(("val", data.test_split))))
         if evaluations:  # not with --limit_test_batches 0
-            summary = save(trainer, evaluations, data, this.folder, origin(checkpoint, data.root))
             if checkpoint:
                 keep_promises(trainer, checkpoint, evaluations[0])
+            summary = save(trainer, evaluations, data, this.folder, origin(checkpoint, data.root))
             figures = {f"{data.test_split}/{name}": v for name, v in summary.items() if isinstance(v, float)}
             if this.folder is not None:
                 log_results(trainer, hparams(this), figures)

@@ -47,6 +47,7 @@ def relist(folder: Path) -> dict[str, Samples]:
     return find_samples(str(folder / "data"))[0]
 
 
+@pytest.mark.slow
 def test_planted_faults_are_found(sample, tmp_path):
     rng = np.random.default_rng(0)
     names, train, test = classes(sample), tmp_path / "data/train", sample["test"]

@@ -95,6 +95,7 @@ def teacher_of(folder, size, **options):
     return folder / "teacher.ckpt"
 
 
+@pytest.mark.slow
 def test_a_teacher_for_other_sizes_is_said_or_refused_before_training(fails, trained, tmp_path, caplog):
     options = [*FAST, f"--data.root={trained.parents[1] / 'data'}", f"--default_root_dir={tmp_path}"]
     options += ["--model.weights=none", "--limit_test_batches=0", f"--model.teacher={tmp_path / 'teacher.ckpt'}"]

@@ -104,6 +104,7 @@ def test_training_is_the_same_with_and_without(leaky, tmp_path, more):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow
 def test_random_numbers_are_those_of_before(leaky, tmp_path):
     """Nearly the test above, within the default tests: after one step."""
     weights = []

@@ -25,6 +25,7 @@ def test_images_are_drawn_alike_each_time_and_prepared_as_in_evaluation(trained,
     assert (images.permute(0, 2, 3, 1).numpy() == export.test.pixels[: len(images)]).all()
 
 
+@pytest.mark.slow
 def test_files_are_compared_on_images_that_calibration_has_not_seen(export):
     export.fp32()
     assert export.int8() is None

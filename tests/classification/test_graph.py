@@ -52,6 +52,7 @@ def test_the_answers_are_those_of_pytorch_and_the_file_says_how_to_use_it(tmp_pa
     assert str(tmp_path.parent).encode() not in text and b"site-packages" not in text and b".py" not in text
 
 
+@pytest.mark.slow
 def test_the_model_is_as_it_was(tmp_path):
     model = model_of("resnet18", 32)
     before = {name: value.clone() for name, value in model.state_dict().items()}

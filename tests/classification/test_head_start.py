@@ -88,6 +88,7 @@ def test_training_goes_on_from_a_probe(split, tmp_path):
     assert checkpoint["global_step"] == 2 * 3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_no_second_head_start(split, tmp_path):
     run = run_train(tmp_path, split, WEIGHTS)
     train.main(["--ckpt_path=last", f"--default_root_dir={tmp_path}", "--max_epochs=2"])
@@ -154,6 +155,7 @@ def test_features_are_those_that_evaluation_sees(split, tmp_path, capsys):
     assert yaml.safe_load((tmp_path / "metrics.json").read_text())["top1"] == pytest.approx(best, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["content", "file", "weights", "image_size", "precision"])
 def test_any_change_computes_the_features_anew(split, tmp_path, computed, change):
     options = [WEIGHTS, "--model.fine_tune=head"]
@@ -178,6 +180,7 @@ def test_any_change_computes_the_features_anew(split, tmp_path, computed, change
     assert len(computed) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["gone", "truncated", "garbage", "unwritable"])
 def test_a_damaged_cache_costs_time_only(split, tmp_path, computed, empty_cache, damage):
     options = [WEIGHTS, "--model.fine_tune=head"]
@@ -195,6 +198,7 @@ def test_a_damaged_cache_costs_time_only(split, tmp_path, computed, empty_cache,
     assert computed == [27, 27]
 
 
+@pytest.mark.slow
 def test_augmentation_that_is_asked_for_is_not_cached_away(split, tmp_path, computed, caplog):
     caplog.set_level("INFO")
     run_train(tmp_path, split, "--model.fine_tune=head", "--data.mixup=0.2")

@@ -81,6 +81,7 @@ def test_the_state_before_training_is_a_candidate_with_the_head_that_is_kept(tra
     assert multiply_adds(load(best).net, 32) <= 0.3 * multiply_adds(load(full).net, 32)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(trained, pruned, tmp_path, monkeypatch):
     step = ResNetClassifier.training_step
 
@@ -155,6 +156,7 @@ def test_a_finished_run_is_trained_for_more_epochs_by_the_same_teacher_alone(fai
     assert last["epoch"] == 2 and last["global_step"] == 9
 
 
+@pytest.mark.slow
 def test_its_weights_start_a_run_with_other_classes_and_a_head_of_their_own(cut, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="project")
     for name, count in {"train": 4, "val": 2, "test": 2}.items():

@@ -70,7 +70,9 @@ def test_what_readers_found_is_a_problem_and_no_box():
 
 def test_annotations_of_an_image_of_another_size_are_not_used():
     good, problems = judge(record((1, 2, 3, 4), size=(160, 120)), HEADER)
-    assert good is None and problems == ["a.xml: it is of an image of 160 x 120 pixels, but a.png has 80 x 60"]
+    assert good is None and problems == [
+        "a.xml: it is of an image of 160 x 120 pixels, but a.png has 80 x 60: no box is used"
+    ]
 
 
 def test_boxes_of_unknown_classes_are_set_aside():

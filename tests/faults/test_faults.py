@@ -406,6 +406,7 @@ def test_the_signal_campaign_notices_that_nothing_is_saved(farms, images, tmp_pa
     assert signal_campaign(farms, tmp_path, options, 12, mutant="nothing saved on a signal")
 
 
+@pytest.mark.faults
 def test_time_is_up_saves_and_still_evaluates(farms, images, tmp_path):
     options = [*TINY, f"--data.root={images}", "--data.num_workers=0", "--max_epochs=1000", "--max_time=00:00:00:02"]
     assert farms[0].run(tmp_path, options) == 0

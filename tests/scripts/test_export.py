@@ -50,6 +50,7 @@ def test_files_and_certificate_lie_beside_the_checkpoint_and_a_second_export_in_
     assert not list(best.parent.glob(".export-*"))
 
 
+@pytest.mark.slow
 def test_int8_that_is_not_good_enough_is_refused_with_the_way_out(best, fails, monkeypatch, tmp_path):
     monkeypatch.setattr("project.classification.export.reason_against", lambda *_: "it loses 0.2 of the top-1")
     line = fails(export.main, f"--ckpt={best}", "--precision=int8")

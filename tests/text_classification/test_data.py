@@ -36,7 +36,7 @@ def test_texts_that_say_the_same_stay_in_one_split(tmp_path):
 def test_truncation_is_counted_and_said(tmp_path):
     lines = ["text,label", *(f"{'card ' * k},{'ab'[k % 2]}" for k in range(1, 41))]
     data = make_texts(write(tmp_path / "t.csv", lines), max_length=12)
-    assert data.describe().endswith("; 30 of 40 texts are longer than 12 tokens and cut")
+    assert data.describe().endswith("; longer than 12 tokens, and cut: 30 of 40")
     longest = max(batch["input_ids"].shape[1] for batch, _ in data.train_dataloader())
     assert longest == 12
 

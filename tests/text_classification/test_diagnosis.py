@@ -56,8 +56,8 @@ def test_copies_are_found_whatever_their_case_blanks_and_punctuation():
     others = {issue.score for issue in found.issues} - exact
     assert exact == {1.0} and others and all(0.8 < score < 1 for score in others)
     assert [text for text, _ in summary(found)] == [
-        "2 of 42 test and 1 of 41 val texts stand in an earlier split, too",
-        "1 copy of texts with another label",
+        "2 of 42 test and 1 of 41 val texts are also in an earlier split",
+        "1 copy of a text has another label",
         "2 copies of texts of the same split and label",
     ]
 

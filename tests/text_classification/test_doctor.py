@@ -48,7 +48,7 @@ def test_the_list_and_the_page_show_any_text_as_it_is(made, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         examine(data, features(data), tmp_path)
     said = [record.getMessage() for record in caplog.records if record.name == doctor.__name__]
-    assert said[0].startswith("Data:  4 of 24 test texts stand in an earlier split, too") and len(said) <= 7
+    assert said[0].startswith("Data:  4 of 24 test texts are also in an earlier split") and len(said) <= 7
     assert said[-1].endswith("data_report.html")
     with open(tmp_path / "data_issues.csv", newline="", encoding="utf-8-sig") as file:
         read = list(csv.DictReader(file))

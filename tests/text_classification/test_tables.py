@@ -110,7 +110,7 @@ BAD = {
     "bare-comma.csv": (b"text,label\nwell, no,a\n", "line 2: 3 cells, where the first line has 2"),
     "open-quote.csv": (b'text,label\nx,a\n"y,b\nz,a\n', "line 3: not CSV .*unexpected end of data.: in a cell in quot"),
     "quote-inside.csv": (b'text,label\nx,a\n"y" he said,b\n', "line 3: not CSV"),
-    "endless-cell.csv": (b'text,label\n"' + b"x" * 140_000 + b'",a\n', "line 2: not CSV .field larger than"),
+    "endless-cell.csv": (b'text,label\n"' + b"x" * 140_000 + b",a\n", "line 2: not CSV .*unexpected end of data"),
     "control-label.csv": (b"text,label\nx,a\x07b\n", "line 2: a line break or control character in label"),
     "long-label.csv": (b'text,label\nx,"a\nb"\n', "line 2: a line break or control character in label: 'a.nb'"),
     "bad-split.csv": (b"text,label,split\nx,a,fold1\n", "line 2: split is 'fold1'; it must be train, val or test"),

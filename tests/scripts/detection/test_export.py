@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 
 from scripts.detection import export
@@ -18,6 +19,7 @@ def eager(detector, path):
     return path
 
 
+@pytest.mark.slow
 def test_the_file_is_compared_and_named_and_never_replaced(fails, detector, tmp_path, caplog):
     caplog.set_level("INFO", logger="project")
     given = [f"--ckpt={eager(detector, tmp_path / 'eager.ckpt')}", f"--output={tmp_path / 'a.onnx'}"]
@@ -30,6 +32,7 @@ def test_the_file_is_compared_and_named_and_never_replaced(fails, detector, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eager.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_detector_that_finds_nothing_is_not_exported(fails, detector, tmp_path):
     line = fails(export.main, f"--ckpt={detector}", f"--output={tmp_path / 'a.onnx'}")
     assert "name others with --images" in line and not list(tmp_path.iterdir())

@@ -33,6 +33,15 @@ def test_a_run_leaves_checkpoints_metrics_pictures_and_a_report(data, tmp_path, 
     assert "predict.py --ckpt" in caplog.text
 
 
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_frozen_statistics_stay_in_a_run_and_others_do_not(data, tmp_path, norm):
+    run = train.main([*FAST, f"--data.root={data}", f"--default_root_dir={tmp_path}", f"--model.norm={norm}"])
+    state = torch.load(run.best, weights_only=True)["state_dict"]
+    means = [tensor for name, tensor in state.items() if name.endswith("running_mean")]
+    assert means and all(bool((mean == 0).all()) == (norm == "frozen") for mean in means)  # 0 is where they start
+
+
+@pytest.mark.slow
 def test_a_resumed_run_continues_bit_for_bit(fails, data, tmp_path, monkeypatch):
     options = [*FAST, f"--data.root={data}", "--max_epochs=2", "--save_every_steps=1"]
     train.main([*options, f"--default_root_dir={tmp_path / 'whole'}"])

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -29,7 +29,7 @@ def drop_bad_images(
     samples: dict[str, Samples],
     policy: str,
     check: bool | None,
-    read: Callable[[str], Tensor],
+    read: Callable[[str], Any],
     image_bytes: int | None,
 ) -> tuple[dict[str, Samples], dict[str, Tensor]]:
     """Decode all files that have not been decoded before, and leave out the broken ones.
@@ -66,7 +66,7 @@ def drop_bad_images(
 
 
 def decode_new(
-    paths: list[str], prints: np.ndarray, read: Callable[[str], Tensor], image_bytes: int | None
+    paths: list[str], prints: np.ndarray, read: Callable[[str], Any], image_bytes: int | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Decode the files that no process has decoded before, and record those that can be.
 

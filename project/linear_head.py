@@ -1,6 +1,9 @@
 """The best linear head for fixed features: a multinomial logistic regression, fitted by L-BFGS."""
 
+from typing import Any
+
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -72,3 +75,23 @@ def minimize(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float,
         return loss
 
     solver.step(objective)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def evaluate_head(trainer: Trainer, model: Any, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The validation metrics of the head, scalars by name as a validation epoch would log them.
+
+    Args:
+        trainer: Provides the precision.
+        model: A classifier with `val_metrics`, which takes features.
+        features: `(M, F)`.
+        labels: int64 `(M,)`.
+    """
+    model.eval()
+    with trainer.precision_plugin.forward_context():
+        for batch, targets in zip(features.split(4096), labels.split(4096), strict=True):
+            model.val_metrics.update(model(batch.to(model.device)), targets.to(model.device))
+    metrics = model.val_metrics.compute()
+    model.val_metrics.reset()
+    model.train()
+    return {f"val/{name}": value for name, value in metrics.items() if value.ndim == 0}

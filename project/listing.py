@@ -1,5 +1,6 @@
 """Find image files in folders, and say what is passed over."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from project import UserError, first_few
+
+log = logging.getLogger(__name__)
 
 HEIF = (".heic", ".heif")  # photos of phones, for which Pillow needs a plugin
 EXTENSIONS = (
@@ -121,3 +124,17 @@ def class_folders(folder: str) -> list[str]:
         return [name for name in subfolders(folder) if has_images(os.path.join(folder, name))]
     except UserError:
         return []
+
+
+def find_images(given: list[str]) -> list[str]:
+    """The given files and the images in the given folders, logging what is passed over. Raises `UserError`."""
+    paths = []
+    for path in map(expanded, given):
+        check_regular(path)
+        images, others = list_images(path) if os.path.isdir(path) else ([path], Counter())
+        paths += images
+        if others:
+            log.warning(f"{path}: {passed_over(others)}")
+    if not paths:
+        raise UserError(f"no images under {', '.join(given)}")
+    return paths

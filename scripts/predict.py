@@ -7,7 +7,7 @@ python scripts/predict.py --ckpt model.onnx photo.jpg                           
 
 import os
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -26,7 +26,7 @@ with quick_imports():
     from project.failures import user_errors
     from project.files import write_csv
     from project.images import load_for_evaluation
-    from project.listing import check_regular, expanded, list_images, passed_over
+    from project.listing import find_images
 
 RANGES = {"unsure": (0.5, 0.99), "top_k": (1, INFINITY), "batch_size": (1, INFINITY), "num_workers": (0, INFINITY)}
 
@@ -190,20 +190,6 @@ def in_threads(function: Callable[[str], Any], items: Iterable[str], threads: in
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def find_images(given: list[str]) -> list[str]:
-    """The given files and the images in the given folders, logging what is passed over. Raises `UserError`."""
-    paths = []
-    for path in map(expanded, given):
-        check_regular(path)
-        images, others = list_images(path) if os.path.isdir(path) else ([path], Counter())
-        paths += images
-        if others:
-            log.warning(f"{path}: {passed_over(others)}")
-    if not paths:
-        raise UserError(f"no images under {', '.join(given)}")
-    return paths
 
 
 def check_output(path: str) -> None:

@@ -22,7 +22,7 @@ from project.classification.data import ImageData
 from project.classification.features import cached_features
 from project.classification.model import ResNetClassifier
 from project.lightning_internals import save_with_metrics
-from project.linear_head import fit_head
+from project.linear_head import evaluate_head, fit_head
 from project.splits import Samples
 from project.trainer import best_of
 
@@ -188,23 +188,3 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
             if not statistic.isfinite().all():
                 raise UserError("the network's outputs are not finite on the training images: use other weights")
     model.train()
-
-
-@torch.no_grad()
-def evaluate_head(trainer: Trainer, model: ResNetClassifier, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The validation metrics of the head, scalars by name as a validation epoch would log them.
-
-    Args:
-        trainer: Provides the precision.
-        model: The classifier.
-        features: `(M, F)`.
-        labels: int64 `(M,)`.
-    """
-    model.eval()
-    with trainer.precision_plugin.forward_context():
-        for batch, targets in zip(features.split(4096), labels.split(4096), strict=True):
-            model.val_metrics.update(model(batch.to(model.device)), targets.to(model.device))
-    metrics = model.val_metrics.compute()
-    model.val_metrics.reset()
-    model.train()
-    return {f"val/{name}": value for name, value in metrics.items() if value.ndim == 0}

@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
-import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 from project import first_few
 from project.detection.records import Stated
@@ -78,19 +79,11 @@ def overlapping(paths: Iterable[str], boxes: Mapping[str, list[Stated]]) -> tupl
         of_image = boxes[path]
         if len(of_image) < 2:
             continue
-        overlap = np.triu(intersection_over_union(np.array([box.corners for box in of_image])), 1)
-        for i, j in np.argwhere(overlap >= SAME).tolist():
+        corners = torch.tensor([box.corners for box in of_image], dtype=torch.float64)
+        for i, j in (box_iou(corners, corners).triu(1) >= SAME).nonzero().tolist():
             places = same if of_image[i].label == of_image[j].label else other
             places.append(f"{of_image[i].where} and {of_image[j].where.rsplit(', ', 1)[-1]}")
     return same, other
-
-
-def intersection_over_union(boxes: np.ndarray) -> np.ndarray:
-    """Of each pair of boxes `(n, 4)`, left, top, right, bottom: `(n, n)`."""
-    inner = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    common = inner.clip(min=0).prod(axis=2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return common / (area[:, None] + area[None] - common)
 
 
 def copied(samples: Mapping[str, Samples]) -> list[str]:

@@ -73,9 +73,9 @@ def evaluate(trainer: Trainer, model: Any, data: Any, splits: list[str]) -> list
 
 
 def judged(results: dict[str, Any], data: Any, split: str, threshold: float) -> Evaluation:
-    """The evaluation of a split, from what `DetectionMetrics` returned for it. Raises `BadImage` if one is gone."""
+    """The evaluation of a split, from what `DetectionMetrics` returned for it."""
     paths = [data.samples[split][i][0] for i in results["image_ids"]]
-    factors = [full_size(*data.headers[path].size, data.max_size) for path in paths]
+    factors = [full_size(data.headers[path].size, data.max_size) for path in paths]
     found, true = (
         [Boxes(of_image.boxes * factor, *of_image[1:]) for of_image, factor in zip(some, factors, strict=True)]
         for some in (by_image(results[name], results["image_ids"]) for name in ("found", "true"))
@@ -93,10 +93,10 @@ def judged(results: dict[str, Any], data: Any, split: str, threshold: float) -> 
     return Evaluation(summary, paths, found, true, verdicts)
 
 
-def full_size(width: int, height: int, max_size: int) -> torch.Tensor:
+def full_size(size: tuple[int, int], max_size: int) -> torch.Tensor:
     """The factors `(4,)` from pixels of an image as it is read for the network to those of the upright image."""
-    read = scaled(width, height, max_size)
-    return torch.tensor([width / read[0], height / read[1]] * 2)
+    read = scaled(*size, max_size)
+    return torch.tensor([size[0] / read[0], size[1] / read[1]] * 2)
 
 
 def per_class(

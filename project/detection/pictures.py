@@ -1,6 +1,5 @@
 """Pictures of images with true and predicted boxes."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +19,6 @@ from project.detection.matching import Boxes, Verdict
 from project.figures import MAX_IMAGES, grid_figure
 from project.loggers import log_figure
 
-log = logging.getLogger(__name__)
-
 SIDE = 480  # pixels of the longer side of an image in a grid
 RIGHT, FALSE, MISSED, CONFUSED = "#00c853", "#ff1744", "#ffd600", "#d500f9"
 LEGEND = "green: found; red: false alarm; yellow: missed; violet: taken for another class"
@@ -33,11 +30,7 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking and pl_module.eval_results:
             data, threshold = trainer.datamodule, pl_module.hparams["score_threshold"]  # type: ignore[attr-defined]
-            try:
-                evaluation = judged(pl_module.eval_results, data, "val", threshold)
-            except BadImage as error:  # gone since it was read: no reason to end the run
-                log.warning(f"{error}: no picture of the validation images is drawn")
-                return
+            evaluation = judged(pl_module.eval_results, data, "val", threshold)
             figure = boxes_figure([evaluation], data.class_names, MAX_IMAGES // 2)
             log_figure(trainer, "val/boxes", figure, run_folder(trainer))
 

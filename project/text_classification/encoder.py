@@ -35,8 +35,10 @@ MODEL_TYPES = (
     "xlm-roberta",
 )
 POSITIONS_AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")  # whose first ones are never used
-NOT_KEPT = ("architectures", "auto_map", "dtype", "id2label", "label2id", "transformers_version")
-NOT_KEPT += ("return_dict", "output_hidden_states", "output_attentions")
+NOT_KEPT = (
+    *("architectures", "auto_map", "dtype", "id2label", "label2id", "transformers_version"),
+    *("return_dict", "output_hidden_states", "output_attentions"),
+)
 WITHOUT_DEFAULT = {  # what transformers reads, but a new configuration of this type does not list
     "deberta-v2": ("position_buckets", "norm_rel_ebd", "share_att_key", "conv_kernel_size", "conv_act", "conv_groups"),
     "modernbert": ("global_rope_theta", "local_rope_theta", "global_attn_every_n_layers"),

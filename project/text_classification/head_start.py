@@ -17,13 +17,15 @@ from torch import Tensor
 
 from project.cache import load_features, save_features
 from project.lightning_internals import save_with_metrics
-from project.linear_head import fit_head
+from project.linear_head import evaluate_head, fit_head
 from project.loading import gather_in_order
 from project.progress import shown
 from project.text_classification.data import TextData
 from project.text_classification.model import TextClassifier
 
 log = logging.getLogger(__name__)
+
+MAX_TEXTS = 50_000  # more do not improve a linear head
 
 
 class HeadStart(Callback):
@@ -139,7 +141,7 @@ def compute_features(trainer: Trainer, model: TextClassifier, data: TextData, sp
 
 
 def set_head(trainer: Trainer, model: TextClassifier, features: dict[str, Tensor], labels: dict[str, Tensor]) -> None:
-    """Set the model's head to the best one for its features.
+    """Set the model's head to the best one for its features, fitted on at most `MAX_TEXTS` of them.
 
     Args:
         trainer: Provides the device, and makes the head the same on all processes.
@@ -148,29 +150,11 @@ def set_head(trainer: Trainer, model: TextClassifier, features: dict[str, Tensor
         labels: Likewise, int64 `(N,)`.
     """
     device = trainer.strategy.root_device
+    some = torch.randperm(len(labels["train"]), generator=torch.Generator().manual_seed(0))[:MAX_TEXTS].sort().values
+    features, labels = ({**of, "train": of["train"][some]} for of in (features, labels))
     (x, val_x), (y, val_y) = ([of[split].to(device) for split in ("train", "val")] for of in (features, labels))
     weight, bias, _ = fit_head(x, y, val_x, val_y, len(model.class_names), model.class_weights)
     weight, bias = trainer.strategy.broadcast((weight, bias))  # devices of different kinds round differently
     with torch.no_grad():
         model.head.linear.weight.copy_(weight)
         model.head.linear.bias.copy_(bias)
-
-
-@torch.no_grad()
-def evaluate_head(trainer: Trainer, model: TextClassifier, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The validation metrics of the head, scalars by name as a validation epoch would log them.
-
-    Args:
-        trainer: Provides the precision.
-        model: The classifier.
-        features: `(M, F)`.
-        labels: int64 `(M,)`.
-    """
-    model.eval()
-    with trainer.precision_plugin.forward_context():
-        for batch, targets in zip(features.split(4096), labels.split(4096), strict=True):
-            model.val_metrics.update(model(batch.to(model.device)), targets.to(model.device))
-    metrics = model.val_metrics.compute()
-    model.val_metrics.reset()
-    model.train()
-    return {f"val/{name}": value for name, value in metrics.items() if value.ndim == 0}

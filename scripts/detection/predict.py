@@ -5,7 +5,6 @@ python scripts/detection/predict.py --ckpt best.ckpt FOLDER --output found.csv -
 """
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ with quick_imports():
     from project.detection.pictures import RIGHT, draw, name_of
     from project.failures import user_errors
     from project.files import check_writable, write_csv, write_text
-    from project.listing import check_regular, expanded, list_images, passed_over
+    from project.listing import find_images
     from project.loggers import save_png
     from project.trainer import inference_trainer
 
@@ -128,20 +127,6 @@ def in_pixels(found: dict[str, Tensor], factor: tuple[float, float]) -> Boxes:
     """Detections in pixels of the upright image, on the CPU."""
     boxes = found["boxes"].cpu().float() / torch.tensor([*factor, *factor])
     return Boxes(boxes, found["labels"].cpu(), found["scores"].cpu().float())
-
-
-def find_images(given: list[str]) -> list[str]:
-    """The given files and the images in the given folders, logging what is passed over. Raises `UserError`."""
-    paths = []
-    for path in map(expanded, given):
-        check_regular(path)
-        images, others = list_images(path) if os.path.isdir(path) else ([path], Counter())
-        paths += images
-        if others:
-            log.warning(f"{path}: {passed_over(others)}")
-    if not paths:
-        raise UserError(f"no images under {', '.join(given)}")
-    return paths
 
 
 def table(answers: list[Answer], class_names: list[str]) -> Iterator[list[Any]]:

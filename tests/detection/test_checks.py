@@ -1,8 +1,7 @@
-import numpy as np
 import pytest
 from box_files import save
 
-from project.detection.checks import copied, examine, intersection_over_union
+from project.detection.checks import copied, examine
 from project.detection.records import Stated
 
 
@@ -69,8 +68,3 @@ def test_copies_in_another_split_are_found_by_their_bytes(tmp_path):
     [found] = copied({"val": samples["val"], "train": samples["train"][:1]})
     assert found == f"{tmp_path}/train/a.png (train) and {tmp_path}/val/d.png (val)"
     assert len(copied(samples)) == 1
-
-
-def test_intersection_over_union_by_hand():
-    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30]], float)
-    assert intersection_over_union(boxes) == pytest.approx(np.array([[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]]))

@@ -21,6 +21,7 @@ from onnx_samples import CLASSES, SIZE, make_onnx, write
 from PIL import Image
 
 from project.classification.model import ResNetClassifier
+from project.listing import find_images
 
 CPU = ["--accelerator=cpu"]
 
@@ -146,7 +147,7 @@ def test_predict_refuses_a_pipe_and_expands_the_home_folder(fails, away, monkeyp
     assert "pipe.jpg: not a file, but a pipe" in fails(predict.main, *CPU, "--ckpt=model.ckpt", ".")
     monkeypatch.setenv("HOME", str(away))
     save_image(away / "images/a.png")
-    assert predict.find_images(["~/images"]) == [str(away / "images/a.png")]
+    assert find_images(["~/images"]) == [str(away / "images/a.png")]
 
 
 def of_all_kinds(folder):

@@ -287,6 +287,7 @@ def test_a_published_network_is_still_told_from_a_pruned_one(fails, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_half_of_the_sample_s_network_is_nearly_as_good(tmp_path, figure):
     run = train.main([f"--default_root_dir={tmp_path}", "--enable_progress_bar=false"])
     best = prune(run.best, 0.5, train.main, 4, default_root_dir=tmp_path)

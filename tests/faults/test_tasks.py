@@ -54,7 +54,7 @@ def test_killed_runs_end_as_the_one_that_was_not(task, num_workers, options, tmp
     farms = [Farm(tmp_path_factory.mktemp("cache"), task) for _ in range(2)]
     given = [*COMMON, *options[task], f"--data.num_workers={num_workers}"]
     try:
-        met, trouble = kill_campaign(farms, tmp_path, given, num_kills=60, seed=num_workers)
+        met, trouble = kill_campaign(farms, tmp_path, given, num_kills=30, seed=num_workers)
     finally:
         for farm in farms:
             farm.server.kill()

@@ -293,7 +293,8 @@ def test_slow_bodies_are_answered_408(folder, images, monkeypatch):
             slow.settimeout(10)
             answer = b""
             while b"seconds" not in answer:  # head and body may come one after the other
-                assert (part := slow.recv(1000)), answer
+                part = slow.recv(1000)
+                assert part, answer
                 answer += part
         assert answer.startswith(b"HTTP/1.1 408 ") and b"the body took more than 0.3 seconds" in answer
     finally:

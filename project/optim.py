@@ -6,6 +6,8 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -48,6 +50,28 @@ def param_groups(
         )
         group["params"].append(parameter)
     return [{"name": name, **group} for name, group in groups.items()]
+
+
+def make_optimizers(
+    module: LightningModule,
+    groups: list[dict[str, Any]],
+    name: OptimizerName,
+    lr: float,
+    momentum: float,
+    schedule: Schedule,
+    warmup_ratio: float,
+) -> OptimizerLRScheduler:
+    """What `configure_optimizers` returns: the optimizer, and its schedule over all steps of the run.
+
+    Args:
+        module: The model, which is attached to its Trainer. The others are those of the functions below.
+    """
+    # In mixed precision, Lightning cannot clip gradients for a fused optimizer.
+    clipped = module.trainer.gradient_clip_val and "mixed" in str(module.trainer.precision)
+    fused = module.device.type in ("cpu", "cuda") and not clipped
+    optimizer = make_optimizer(groups, name, lr, momentum, fused)
+    scheduler = make_schedule(optimizer, schedule, warmup_ratio, module.trainer.estimated_stepping_batches)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def make_optimizer(

@@ -12,11 +12,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from torch import Tensor
 
 from project import UserError
 from project.callbacks import EpochLines, LearningRates, ProgressBar, Throughput
 from project.checkpoint import Checkpoint, DurableCheckpointIO
-from project.lightning_internals import leave_signals_alone
+from project.lightning_internals import leave_signals_alone, save_with_metrics
 from project.safety import LastCheckpoint, StopAtNonFinite
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,19 @@ def best_of(trainer: Trainer) -> ModelCheckpoint | None:
     """The callback that keeps `best.ckpt`, with its path, score, metric and mode; None if nothing has been saved."""
     ours = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.filename == "best"]
     return ours[-1] if ours and ours[-1].best_model_score is not None else None
+
+
+def is_limited(trainer: Trainer) -> bool:
+    """Whether only some batches of an epoch are trained or validated on."""
+    limits = (trainer.limit_train_batches, trainer.limit_val_batches)
+    return any(isinstance(limit, int) or limit < 1 for limit in limits)  # 1 is one batch, 1.0 is all
+
+
+def save_checkpoints(trainer: Trainer, monitored: bool, metrics: dict[str, Tensor]) -> None:
+    """Save `best.ckpt` and the like, which a metric selects, or else `last.ckpt`, with these metrics."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and (callback.monitor is not None) == monitored:
+            save_with_metrics(trainer, callback, metrics)
 
 
 def as_list(given: Any) -> list[Any]:

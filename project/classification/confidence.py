@@ -23,7 +23,7 @@ from project.failures import user_errors
 from project.insight.calibration import MIN_ANSWERED, honest_temperature, promises_of
 from project.insight.outliers import Familiarity
 from project.splits import Samples
-from project.trainer import best_of
+from project.trainer import best_of, is_limited
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +73,7 @@ def learn_confidence(trainer: Trainer, data: ImageData) -> Checkpoint | None:
         UserError: The checkpoint or the images cannot be read.
     """
     best = best_of(trainer)
-    limits = (trainer.limit_train_batches, trainer.limit_val_batches)
-    limited = any(isinstance(limit, int) or limit < 1 for limit in limits)
-    if best is None or trainer.interrupted or limited or not os.path.isfile(best.best_model_path):
+    if best is None or trainer.interrupted or is_limited(trainer) or not os.path.isfile(best.best_model_path):
         return None
     content = load_checkpoint(best.best_model_path).content
     trainer.strategy.barrier()  # all have read it before one of them writes

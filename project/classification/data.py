@@ -1,34 +1,32 @@
 """Image classification data: images with one class each, their splits, and the loaders for training and evaluation."""
 
 import logging
-import os
-from collections import Counter
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from project import INFINITY, UserError, check_ranges, quoted, shortest
+from project import INFINITY, shortest
 from project.cache import lasting_fingerprints
 from project.checks import drop_bad_images
-from project.classification.datasets import FeatureDataset, ImageDataset, eval_reader
+from project.classification.datasets import ImageDataset, eval_reader
 from project.classification.transforms import fit_preprocessing, is_plain, mix_transform, train_transform
+from project.features import FeatureDataset
 from project.insight.issues import Excluded, still_excluded
 from project.listing import expanded, folder_of
-from project.loading import ResumableData
 from project.preprocessing import Preprocessing
 from project.results import is_same
 from project.samples import class_list, find_samples, say_what_is_lost, with_classes
+from project.split_data import ClassData, reopened
 from project.splits import Samples, complete_splits, what_is_drawn
 
 log = logging.getLogger(__name__)
 
 
-class ImageData(ResumableData):
+class ImageData(ClassData):
     """Images with one class each, split into train, val and, if there are enough, test.
 
     The class list comes from the training split, in natural order (`2` before `10`), and applies to every split.
@@ -81,6 +79,7 @@ class ImageData(ResumableData):
         UserError: The data cannot be used; the message says what is wrong and where.
     """
 
+    WHAT = "a folder of images or a CSV manifest"
     RANGES: ClassVar = {
         "image_size": (32, 2048),
         "batch_size": (1, INFINITY),
@@ -179,37 +178,9 @@ class ImageData(ResumableData):
         self.class_names = class_names or class_list(self.samples, self.root)
         self.test_split = "test" if "test" in self.samples else "val"
 
-    @classmethod
-    def check_options(cls, **options: Any) -> None:
-        """Reject what `__init__` would, as far as possible without reading the data. Raises `UserError`."""
-        if options["root"] is None:
-            raise UserError("no data: name a folder of images or a CSV manifest with --data.root")
-        check_ranges("data.", cls.RANGES, options)
-        val, test = options["val_fraction"], options["test_fraction"]
-        if min(val, test) <= 0 or val + test >= 1:
-            fractions = f"--data.val_fraction {val} and --data.test_fraction {test}"
-            raise UserError(f"{fractions} must be above 0, and their sum below 1")
-
     @cached_property
     def fingerprints(self) -> dict[str, Tensor]:
         return {split: lasting_fingerprints(self.samples[split], self.folder) for split in ("train", "val")}
-
-    @property
-    def class_counts(self) -> list[int]:
-        """Number of training images per class, in the order of `class_names`."""
-        counts = Counter(label for _, label in self.samples["train"])
-        return [counts[name] for name in self.class_names]
-
-    @property
-    def inverse_frequencies(self) -> list[float]:
-        """Inverse class frequencies, scaled such that their mean over the training images is 1."""
-        total, num_classes = sum(self.class_counts), len(self.class_names)
-        return [total / (num_classes * count) for count in self.class_counts]
-
-    @property
-    def class_weights(self) -> list[float] | None:
-        """Class weights of the loss; None unless `balance` is `loss`."""
-        return self.inverse_frequencies if self.balance == "loss" else None
 
     def describe(self) -> str:
         """One line for the log on what was found."""
@@ -223,36 +194,9 @@ class ImageData(ResumableData):
         return f"{shortest(self.root)}: {len(self.class_names)} classes; {images}; seen at {size} x {size} pixels"
 
     def choose_test_split(self, split: str) -> None:
-        """Select the split of `test_dataloader`: `train`, `val`, `test` (if there is none, `val`) or `all`.
-
-        Raises:
-            UserError: There is no such split, nor can it be drawn.
-        """
-        given = {name: samples for name, samples in self.samples.items() if name != "all"} or self.samples
-        if split == "all":
-            self.samples = {**given, "all": [sample for samples in given.values() for sample in samples]}
-        elif "val" not in given and (split == "train" or split not in given):
-            self.samples = self.draw(given)
-            self.drawn = what_is_drawn(given, self.samples, *self.fractions)
-        if split == "test" and "test" not in self.samples and "val" in self.samples:
-            log.warning(
-                "There is no test split: the metrics will be of the validation split, which selected the checkpoint"
-            )
-            split = "val"
-        if split not in self.samples:
-            raise UserError(f"{self.root} has no {split} split, only {quoted(self.samples)}")
-        self.samples = {**self.samples, **self.excluded.of({split: self.samples[split]}, whole=False)}
-        self.test_split = split
-
-    def labels(self, samples: Samples) -> Tensor:
-        """Class indices of the samples, int64 `(N,)`."""
-        index = {name: i for i, name in enumerate(self.class_names)}
-        return torch.tensor([index[label] for _, label in samples])
-
-    def use_features(self, features: dict[str, Tensor]) -> None:
-        """From now on, let the loaders of these splits yield the features `(N, F)` of a frozen backbone, in the order
-        of their samples, instead of images."""
-        self.features = features
+        super().choose_test_split(split)
+        chosen = {self.test_split: self.samples[self.test_split]}
+        self.samples = {**self.samples, **self.excluded.of(chosen, whole=False)}
 
     def train_dataloader(self) -> DataLoader:
         samples = self.samples["train"]
@@ -292,11 +236,9 @@ class ImageData(ResumableData):
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Seed each training step, and mix its batch on the device."""
-        images, labels = batch
-        if self.trainer is not None and self.trainer.training:
-            self.seed_step()
-            if self.mix is not None:
-                images, labels = self.mix(images.float(), labels)
+        images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
+        if self.mix is not None and self.trainer is not None and self.trainer.training:
+            images, labels = self.mix(images.float(), labels)
         return images, labels
 
 
@@ -319,12 +261,4 @@ def data_of(
     same = is_same(str(given.get("root", kept.get("root"))), kept.get("root"))
     kept["exclude"] = still_excluded(kept.get("exclude"), not same)
     options = {**kept, "num_workers": None, **given, "image_size": preprocessing["crop_size"]}
-    if "root" not in given and not os.path.exists(expanded(str(options.get("root")))):
-        raise UserError(
-            f"{options.get('root')}: no such folder or file: the checkpoint was trained on it; name where it is now "
-            "with --data.root, and --split test"
-        )
-    try:
-        return ImageData(preprocessing, class_names=class_names, **options)
-    except TypeError as error:
-        raise UserError(f"checkpoint {path} was written by another version of this project ({error})") from error
+    return reopened(partial(ImageData, preprocessing, class_names=class_names), path, options, "root" in given)

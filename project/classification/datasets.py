@@ -89,27 +89,6 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         raise BadImage(f"none of the {len(self)} images can be read any more, for example {self.path(0)}")
 
 
-class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Image features `(B, F)` in place of images, with their class indices int64 `(B,)`; it reads whole batches.
-
-    Args:
-        features: `(N, F)`.
-        labels: int64 `(N,)`.
-    """
-
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
-        self.features = features
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        chosen = torch.tensor([i for i, _ in items])
-        labels = torch.where(chosen == EpochSampler.PADDING, IGNORE, self.labels[chosen])
-        return self.features[chosen], labels
-
-
 class FileDataset(Dataset[tuple[Tensor, str]]):
     """Images without classes, for prediction: uint8 `(3, H, W)` with an empty string; for a file that cannot be read, a
     black image with the reason."""

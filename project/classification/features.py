@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from project.cache import fingerprints, load_features, save_features
+from project.cache import fingerprints
+from project.features import cached
 from project.loading import gather_in_order
 from project.progress import shown
 from project.splits import Samples
@@ -34,15 +35,8 @@ def cached_features(trainer: Trainer, model: Any, data: Any, samples: Samples) -
     arch = model.hparams["arch"]
     settings = [arch, data.preprocessing, trainer.precision, find_architecture(arch).version]
     key.update(json.dumps(settings).encode())
-
-    features = load_features(key.hexdigest(), (len(samples), model.head.linear.in_features))
-    if trainer.strategy.reduce_boolean_decision(features is not None, all=True):  # all processes take the same branch
-        assert features is not None
-        return features
-    features = compute_features(trainer, model, data, samples)
-    if trainer.is_global_zero:
-        save_features(key.hexdigest(), features)
-    return features
+    shape = (len(samples), model.head.linear.in_features)
+    return cached(trainer, key.hexdigest(), shape, lambda: compute_features(trainer, model, data, samples))
 
 
 @torch.no_grad()

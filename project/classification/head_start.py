@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from project import UserError
@@ -21,10 +20,9 @@ from project.classification import HEAD_START
 from project.classification.data import ImageData
 from project.classification.features import cached_features
 from project.classification.model import ResNetClassifier
-from project.lightning_internals import save_with_metrics
 from project.linear_head import evaluate_head, fit_head
 from project.splits import Samples
-from project.trainer import best_of
+from project.trainer import best_of, is_limited, save_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +52,7 @@ class HeadStart(Callback):
             log.info("Frozen backbone: each epoch runs it over augmented images (--data.cache_features true: once)")
         if stage != "fit" or not (frozen or model.head_start):
             return
-        limits = (trainer.limit_train_batches, trainer.limit_val_batches)
-        if any(isinstance(limit, int) or limit < 1 for limit in limits):  # 1 is one batch, 1.0 is all
+        if is_limited(trainer):
             log.info("Head start and feature cache are skipped, since the number of batches is limited")
             return
         train = data.samples["train"]
@@ -90,16 +87,11 @@ class HeadStart(Callback):
             return
         for logger in trainer.loggers:
             logger.log_metrics({name: value.item() for name, value in self.val_metrics.items()}, step=0)
-        self._save(trainer, monitored=True)
+        save_checkpoints(trainer, True, self.val_metrics)
         self._keep(trainer, pl_module.frozen)  # type: ignore[arg-type]
         self.rescale_head(pl_module)
         if trainer.max_epochs == 0:  # otherwise there will soon be one
-            self._save(trainer, monitored=False)
-
-    def _save(self, trainer: Trainer, monitored: bool) -> None:
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and (callback.monitor is not None) == monitored:
-                save_with_metrics(trainer, callback, self.val_metrics)
+            save_checkpoints(trainer, False, self.val_metrics)
 
     def _keep(self, trainer: Trainer, frozen: bool) -> None:
         """Keep this first `best.ckpt` under a second name, for averages with it: a link, or else a copy."""

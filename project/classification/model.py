@@ -20,7 +20,7 @@ from project.backbones import Head, make_net, normalization, replace_head
 from project.checkpoint import load_model, open_checkpoint
 from project.classification.datasets import eval_reader
 from project.metrics import EvalMetrics, Mean, most_probable
-from project.optim import GROUP_NAMES, OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
+from project.optim import GROUP_NAMES, OptimizerName, Schedule, make_optimizers, param_groups
 from project.preprocessing import Preprocessing, check_preprocessing
 from project.pruning import fit_widths
 from project.scoring import Scored
@@ -282,12 +282,7 @@ class ResNetClassifier(Scored):
         h = self.hparams
         rates = (h["lr"], h["backbone_lr_factor"], h["weight_decay"])
         groups = param_groups(self.net.named_parameters(), f"{self.head_name}.", self.decayed, *rates)
-        # In mixed precision, Lightning cannot clip gradients for a fused optimizer.
-        clipped = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
-        fused = self.device.type in ("cpu", "cuda") and not clipped
-        optimizer = make_optimizer(groups, h["optimizer"], h["lr"], h["momentum"], fused)
-        scheduler = make_schedule(optimizer, h["schedule"], h["warmup_ratio"], self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return make_optimizers(self, groups, h["optimizer"], h["lr"], h["momentum"], h["schedule"], h["warmup_ratio"])
 
     def train(self, mode: bool = True) -> "ResNetClassifier":
         """Keep a frozen backbone in eval mode; otherwise BatchNorm would adapt its statistics to the new images."""

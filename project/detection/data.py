@@ -5,14 +5,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
-from typing import Any, ClassVar, Literal
+from functools import cached_property
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from project import INFINITY, UserError, check_ranges, first_few, num_cores, quoted, shortest
+from project import INFINITY, UserError, first_few, num_cores, quoted, shortest
 from project.cache import lasting_fingerprints
 from project.checks import MAX_KEPT_BYTES, decode, drop_bad_images
 from project.checks import tell as tell_images
@@ -25,14 +25,14 @@ from project.detection.records import Annotations, Stated
 from project.detection.transforms import train_transform
 from project.images import try_out
 from project.listing import expanded, folder_of
-from project.loading import ResumableData
 from project.progress import shown
+from project.split_data import SplitData
 from project.splits import Samples, what_is_drawn
 
 log = logging.getLogger(__name__)
 
 
-class BoxData(ResumableData):
+class BoxData(SplitData):
     """Images with boxes around objects, each of one class, split into train, val and, if there are enough, test.
 
     Loaders yield `(images, targets)`, a list each: uint8 `(3, H, W)` of any sizes, and dictionaries with `boxes`,
@@ -72,6 +72,7 @@ class BoxData(ResumableData):
         UserError: The data cannot be used; the message says what is wrong and where.
     """
 
+    WHAT = "a folder of images with boxes, or its .json or .yaml file,"
     RANGES: ClassVar = {
         "batch_size": (1, INFINITY),
         "num_workers": (0, INFINITY),
@@ -114,15 +115,12 @@ class BoxData(ResumableData):
         self.check_options(**options)
         self.root, self.max_size = expanded(root or ""), max_size
         self.bad_images, self.bad_boxes = bad_images, bad_boxes
-        self.fractions = (val_fraction, test_fraction)
+        self.fractions, self.split_seed = (val_fraction, test_fraction), split_seed
         self.folder = os.path.abspath(folder_of(self.root))
         self.train_transform = train_transform(scale_jitter, crop, flip, colour)
         found = read_annotations(self.root)
         self.format = found.format
         self.listed, self.boxes, self.headers = self.read(found, check)
-        self.draw = partial(
-            draw_splits, boxes=self.boxes, val_fraction=val_fraction, test_fraction=test_fraction, seed=split_seed
-        )
         self.samples = self.listed if class_names else self.draw(self.listed)
         self.drawn = "" if class_names else what_is_drawn(self.listed, self.samples, *self.fractions)
         self.class_names = class_names or self.choose_classes(found.class_names)
@@ -132,6 +130,10 @@ class BoxData(ResumableData):
         tell(unknown, number, bad_boxes)
         self.samples = {split: self.described(samples) for split, samples in self.samples.items()}
         self.test_split = "test" if "test" in self.samples else "val"
+
+    def draw(self, listed: dict[str, Samples]) -> dict[str, Samples]:
+        """All splits, of which those that are missing are drawn, with every class in each."""
+        return draw_splits(listed, self.boxes, *self.fractions, self.split_seed)
 
     def read(
         self, found: Annotations, check: bool | None
@@ -184,17 +186,6 @@ class BoxData(ResumableData):
         counts = ((path, Counter(box.label for box in self.boxes[path])) for path, _ in samples)
         return [(path, ", ".join(f"{n[name]} {name}" for name in self.class_names if n[name])) for path, n in counts]
 
-    @classmethod
-    def check_options(cls, **options: Any) -> None:
-        """Reject what `__init__` would, as far as possible without reading the data. Raises `UserError`."""
-        if options["root"] is None:
-            raise UserError("no data: name a folder of images with boxes, or its .json or .yaml file, with --data.root")
-        check_ranges("data.", cls.RANGES, options)
-        val, test = options["val_fraction"], options["test_fraction"]
-        if min(val, test) <= 0 or val + test >= 1:
-            fractions = f"--data.val_fraction {val} and --data.test_fraction {test}"
-            raise UserError(f"{fractions} must be above 0, and their sum below 1")
-
     @cached_property
     def fingerprints(self) -> dict[str, Tensor]:
         def stated(path: str) -> str:
@@ -226,26 +217,8 @@ class BoxData(ResumableData):
         return f"{shortest(self.root)}: {self.format}; {classes}; {'; '.join(parts)}{drawn}"
 
     def choose_test_split(self, split: str) -> None:
-        """Select the split of `test_dataloader`: `train`, `val`, `test` (if there is none, `val`) or `all`.
-
-        Raises:
-            UserError: There is no such split, nor can it be drawn.
-        """
-        given = {name: samples for name, samples in self.samples.items() if name != "all"} or self.samples
-        if split == "all":
-            self.samples = {**given, "all": [sample for samples in given.values() for sample in samples]}
-        elif "val" not in given and (split == "train" or split not in given):
-            drawn = self.draw(given)
-            self.drawn = what_is_drawn(given, drawn, *self.fractions)
-            self.samples = {name: self.described(samples) for name, samples in drawn.items()}
-        if split == "test" and "test" not in self.samples and "val" in self.samples:
-            log.warning(
-                "There is no test split: the metrics will be of the validation split, which selected the checkpoint"
-            )
-            split = "val"
-        if split not in self.samples:
-            raise UserError(f"{self.root} has no {split} split, only {quoted(self.samples)}")
-        self.test_split = split
+        super().choose_test_split(split)
+        self.samples = {name: self.described(samples) for name, samples in self.samples.items()}
 
     def setup(self, stage: str) -> None:
         """Before training, say what looks wrong with the boxes; a resumed run has said it."""
@@ -289,12 +262,6 @@ class BoxData(ResumableData):
     def files_of_batch(self, batch_idx: int) -> list[str]:
         """Paths of the training images that this process sees as a batch of the current epoch."""
         return [self.samples["train"][i][0] for i in self.indices_of_batch(batch_idx)]
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Seed each training step."""
-        if self.trainer is not None and self.trainer.training:
-            self.seed_step()
-        return batch
 
 
 def only(paths: Iterable[str], listed: dict[str, Samples]) -> dict[str, Samples]:

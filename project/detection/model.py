@@ -13,7 +13,7 @@ from project import INFINITY, UserError, check_ranges, shortest
 from project.detection.metrics import DetectionMetrics
 from project.detection.networks import TRUNK, Arch, as_images, check_backbone, first_class, freeze, make_detector, norms
 from project.metrics import Mean
-from project.optim import GROUP_NAMES, OptimizerName, Schedule, make_optimizer, make_schedule, param_groups
+from project.optim import GROUP_NAMES, OptimizerName, Schedule, make_optimizers, param_groups
 
 Target = dict[str, Tensor]
 Batch = tuple[list[Tensor], list[Target]]
@@ -203,12 +203,7 @@ class ResNetDetector(LightningModule):
         names = ((name if name.startswith(TRUNK) else f"head.{name}", p) for name, p in self.net.named_parameters())
         decayed = {name if name.startswith(TRUNK) else f"head.{name}" for name in self.decayed}
         groups = param_groups(names, "head.", decayed, h["lr"], h["backbone_lr_factor"], h["weight_decay"])
-        # In mixed precision, Lightning cannot clip gradients for a fused optimizer.
-        clipped = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
-        fused = self.device.type in ("cpu", "cuda") and not clipped
-        optimizer = make_optimizer(groups, h["optimizer"], h["lr"], h["momentum"], fused)
-        scheduler = make_schedule(optimizer, h["schedule"], h["warmup_ratio"], self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return make_optimizers(self, groups, h["optimizer"], h["lr"], h["momentum"], h["schedule"], h["warmup_ratio"])
 
     def train(self, mode: bool = True) -> "ResNetDetector":
         """Keep BatchNorm in eval mode if its statistics are frozen."""

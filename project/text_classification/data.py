@@ -1,7 +1,6 @@
 """Text classification data: texts with one class each, their splits, and the loaders for training and evaluation."""
 
 import logging
-import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import cached_property, partial
@@ -14,19 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from project import INFINITY, UserError, check_ranges, quoted, shortest
+from project import INFINITY, shortest
+from project.features import FeatureDataset
 from project.listing import expanded
-from project.loading import ResumableData
 from project.results import is_same
 from project.samples import with_classes
+from project.split_data import ClassData, reopened
 from project.splits import Samples, complete_splits, what_is_drawn
-from project.text_classification.datasets import FeatureDataset, TextDataset, Tokenizer, Tokens, like_lengths, tokenize
+from project.text_classification.datasets import TextDataset, Tokenizer, Tokens, like_lengths, tokenize
 from project.text_classification.texts import class_list, find_texts, variants
 
 log = logging.getLogger(__name__)
 
 
-class TextData(ResumableData):
+class TextData(ClassData):
     """Texts with one class each, split into train, val and, if there are enough, test.
 
     The class list comes from the training split, in natural order (`2` before `10`), and applies to every split.
@@ -60,6 +60,7 @@ class TextData(ResumableData):
     """
 
     UNIT = "texts"
+    WHAT = "a table or a folder of texts"
     RANGES: ClassVar = {"batch_size": (1, INFINITY), "num_workers": (0, INFINITY), "max_length": (3, 100_000)}
     MAIN_OPTIONS: ClassVar = {  # those that `--help` shows
         "root": "a CSV, TSV or JSON lines file with text,label, a folder of them, or DIR/<class>/*.txt [a sample]",
@@ -97,7 +98,7 @@ class TextData(ResumableData):
         self.root, self.balance, self.doctor = expanded(root or ""), balance, doctor
         self.fractions, self.split_seed = (val_fraction, test_fraction), split_seed
         self.features: dict[str, Tensor] = {}  # by split, see `use_features`
-        self.encoded: dict[str, Tokens] = {}  # by split, see `tokens`
+        self.encoded: dict[str, Tokens] = {}  # by split, see `tokens`; of no other draw
         rows = find_texts(self.root, text_column, label_column)
         listed = {split: [(row.text, row.label) for row in some] for split, some in rows.items()}
         listed = with_classes(listed, class_names) if class_names else listed
@@ -112,38 +113,15 @@ class TextData(ResumableData):
 
     def draw(self, listed: dict[str, Samples]) -> dict[str, Samples]:
         """All splits, of which those that are missing are drawn."""
+        self.encoded = {}
         val, test = self.fractions
         groups = variants(text for samples in listed.values() for text, _ in samples)
         # By length first, as those of a checkpoint are listed: the draw depends on the order if a text has two classes
         return by_length(complete_splits(by_length(listed), val, test, self.split_seed, groups, self.UNIT))
 
-    @classmethod
-    def check_options(cls, **options: Any) -> None:
-        """Reject what `__init__` would, as far as possible without reading the data. Raises `UserError`."""
-        if options["root"] is None:
-            raise UserError("no data: name a table or a folder of texts with --data.root")
-        check_ranges("data.", cls.RANGES, options)
-        val, test = options["val_fraction"], options["test_fraction"]
-        if min(val, test) <= 0 or val + test >= 1:
-            fractions = f"--data.val_fraction {val} and --data.test_fraction {test}"
-            raise UserError(f"{fractions} must be above 0, and their sum below 1")
-
     @cached_property
     def fingerprints(self) -> dict[str, Tensor]:
         return {split: fingerprints(self.samples[split]) for split in ("train", "val")}
-
-    @property
-    def class_counts(self) -> list[int]:
-        """Number of training texts per class, in the order of `class_names`."""
-        counts = Counter(label for _, label in self.samples["train"])
-        return [counts[name] for name in self.class_names]
-
-    @property
-    def class_weights(self) -> list[float] | None:
-        """Class weights of the loss, inverse class frequencies of mean 1 over the training texts; None unless `balance`
-        is `loss`."""
-        total, num_classes = sum(self.class_counts), len(self.class_names)
-        return [total / (num_classes * count) for count in self.class_counts] if self.balance == "loss" else None
 
     def describe(self) -> str:
         """One line for the log on what was found, and how many of the texts are cut."""
@@ -156,43 +134,11 @@ class TextData(ResumableData):
         longer = longer if cut else f"none is longer than {self.max_length} tokens"
         return f"{shortest(self.root)}: {len(self.class_names)} classes; {texts}; {longer}"
 
-    def choose_test_split(self, split: str) -> None:
-        """Select the split of `test_dataloader`: `train`, `val`, `test` (if there is none, `val`) or `all`.
-
-        Raises:
-            UserError: There is no such split, nor can it be drawn.
-        """
-        given = {name: samples for name, samples in self.samples.items() if name != "all"} or self.samples
-        if split == "all":
-            self.samples = {**given, "all": [sample for samples in given.values() for sample in samples]}
-        elif "val" not in given and (split == "train" or split not in given):
-            self.samples = self.draw(given)
-            self.encoded = {}
-            self.drawn = what_is_drawn(given, self.samples, *self.fractions)
-        if split == "test" and "test" not in self.samples and "val" in self.samples:
-            log.warning(
-                "There is no test split: the metrics will be of the validation split, which selected the checkpoint"
-            )
-            split = "val"
-        if split not in self.samples:
-            raise UserError(f"{self.root} has no {split} split, only {quoted(self.samples)}")
-        self.test_split = split
-
-    def labels(self, samples: Samples) -> Tensor:
-        """Class indices of the samples, int64 `(N,)`."""
-        index = {name: i for i, name in enumerate(self.class_names)}
-        return torch.tensor([index[label] for _, label in samples])
-
     def tokens(self, split: str) -> Tokens:
         """The tokens of a split, which are made once."""
         if split not in self.encoded:
             self.encoded[split] = tokenize([text for text, _ in self.samples[split]], self.tokenizer, self.max_length)
         return self.encoded[split]
-
-    def use_features(self, features: dict[str, Tensor]) -> None:
-        """From now on, let the loaders of these splits yield the features `(N, F)` of a frozen encoder, in the order of
-        their samples, instead of tokens."""
-        self.features = features
 
     def dataset(self, split: str) -> FeatureDataset | TextDataset:
         """The features of a split if `use_features` has set them, else its tokens."""
@@ -229,12 +175,6 @@ class TextData(ResumableData):
             seen[sample] += 1
         return found
 
-    def on_after_batch_transfer(self, batch: tuple[Any, Tensor], dataloader_idx: int) -> tuple[Any, Tensor]:
-        """Seed each training step."""
-        if self.trainer is not None and self.trainer.training:
-            self.seed_step()
-        return batch
-
 
 def by_length(samples: dict[str, Samples]) -> dict[str, Samples]:
     """The samples of each split by number of characters, otherwise in their order."""
@@ -266,12 +206,4 @@ def data_of(
     if not is_same(str(given.get("root", kept.get("root"))), kept.get("root")):
         kept |= {"text_column": None, "label_column": None}
     options = {**kept, **given}
-    if "root" not in given and not os.path.exists(expanded(str(options.get("root")))):
-        raise UserError(
-            f"{options.get('root')}: no such folder or file: the checkpoint was trained on it; name where it is now "
-            "with --data.root, and --split test"
-        )
-    try:
-        return TextData(tokenizer, class_names=class_names, **options)
-    except TypeError as error:
-        raise UserError(f"checkpoint {path} was written by another version of this project ({error})") from error
+    return reopened(partial(TextData, tokenizer, class_names=class_names), path, options, "root" in given)

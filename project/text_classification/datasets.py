@@ -93,27 +93,6 @@ class TextDataset(Dataset[tuple[dict[str, Tensor], Tensor]]):
         return batch, torch.where(chosen == EpochSampler.PADDING, IGNORE, self.labels[texts])
 
 
-class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Features of texts `(B, F)`, with their class indices int64 `(B,)`; it reads whole batches.
-
-    Args:
-        features: `(N, F)`.
-        labels: int64 `(N,)`.
-    """
-
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
-        self.features = features
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        chosen = torch.tensor([i for i, _ in items])
-        labels = torch.where(chosen == EpochSampler.PADDING, IGNORE, self.labels[chosen])
-        return self.features[chosen], labels
-
-
 def like_lengths(order: Tensor, generator: torch.Generator, lengths: Tensor, batch_size: int) -> Tensor:
     """Bring the random order of an epoch into batches of texts of like lengths, in random order.
 

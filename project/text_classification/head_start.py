@@ -8,20 +8,19 @@ fine-tuning", LP-FT, Kumar et al. 2022, arXiv 2202.10054). If the encoder stays 
 import json
 import logging
 from hashlib import blake2b
+from importlib.metadata import version
 
 import torch
-import transformers
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from project.cache import load_features, save_features
-from project.lightning_internals import save_with_metrics
+from project.features import cached
 from project.linear_head import evaluate_head, fit_head
 from project.loading import gather_in_order
 from project.progress import shown
 from project.text_classification.data import TextData
 from project.text_classification.model import TextClassifier
+from project.trainer import is_limited, save_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +48,7 @@ class HeadStart(Callback):
         assert isinstance(model, TextClassifier) and isinstance(data, TextData)
         if stage != "fit" or not (model.frozen or model.head_start):
             return
-        limits = (trainer.limit_train_batches, trainer.limit_val_batches)
-        if any(isinstance(limit, int) or limit < 1 for limit in limits):  # 1 is one batch, 1.0 is all
+        if is_limited(trainer):
             log.info("Head start and feature cache are skipped, since the number of batches is limited")
             return
         model.to(trainer.strategy.root_device)
@@ -73,15 +71,10 @@ class HeadStart(Callback):
             return
         for logger in trainer.loggers:
             logger.log_metrics({name: value.item() for name, value in self.val_metrics.items()}, step=0)
-        self._save(trainer, monitored=True)
+        save_checkpoints(trainer, True, self.val_metrics)
         self.rescale_head(pl_module)
         if trainer.max_epochs == 0:  # otherwise there will soon be one
-            self._save(trainer, monitored=False)
-
-    def _save(self, trainer: Trainer, monitored: bool) -> None:
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and (callback.monitor is not None) == monitored:
-                save_with_metrics(trainer, callback, self.val_metrics)
+            save_checkpoints(trainer, False, self.val_metrics)
 
     def rescale_head(self, model: LightningModule) -> None:
         """Scale the fitted head down to the norm of a new one, which does not change the predicted classes.
@@ -107,18 +100,12 @@ def cached_features(trainer: Trainer, model: TextClassifier, data: TextData, spl
     """
     texts = [text for text, _ in data.samples[split]]
     key = blake2b(digest_size=16)
-    settings = [model.config, data.max_length, model.hparams["pooling"], trainer.precision, transformers.__version__]
+    settings = [model.config, data.max_length, model.hparams["pooling"], trainer.precision, version("transformers")]
     key.update(json.dumps([settings, texts, model.tokenizer.content]).encode())
     for name, tensor in model.net.state_dict().items():
         key.update(name.encode() + tensor.cpu().numpy().tobytes())
-    features = load_features(key.hexdigest(), (len(texts), model.head.linear.in_features))
-    if trainer.strategy.reduce_boolean_decision(features is not None, all=True):  # all processes take the same branch
-        assert features is not None
-        return features
-    features = compute_features(trainer, model, data, split)
-    if trainer.is_global_zero:
-        save_features(key.hexdigest(), features)
-    return features
+    shape = (len(texts), model.head.linear.in_features)
+    return cached(trainer, key.hexdigest(), shape, lambda: compute_features(trainer, model, data, split))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from project.answers import check_finite
 from project.backbones import Head
 from project.checkpoint import Checkpoint, load_model, open_checkpoint
 from project.metrics import EvalMetrics, Mean, most_probable
-from project.optim import NO_DECAY, make_optimizer, make_schedule
+from project.optim import NO_DECAY, make_optimizers
 from project.scoring import Scored
 from project.text_classification.encoder import (
     MAX_LAYERS,
@@ -240,12 +240,7 @@ class TextClassifier(Scored):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         h = self.hparams
         groups = self.param_groups(h["lr"], h["layer_decay"], h["weight_decay"])
-        # In mixed precision, Lightning cannot clip gradients for a fused optimizer.
-        clipped = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
-        fused = self.device.type in ("cpu", "cuda") and not clipped
-        optimizer = make_optimizer(groups, "adamw", h["lr"], 0.0, fused)
-        scheduler = make_schedule(optimizer, "cosine", h["warmup_ratio"], self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return make_optimizers(self, groups, "adamw", h["lr"], 0.0, "cosine", h["warmup_ratio"])
 
     def param_groups(self, lr: float, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
         """The optimizer's groups of parameters: by layer, each with and without weight decay. See `__init__`."""

@@ -8,8 +8,8 @@ of some of them.
 Each evaluation writes to a new folder: metrics, all boxes as a table, pictures, and a page on what to do next.
 """
 
-import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +25,9 @@ with quick_imports():
     from project.detection.report import RESULTS, save
     from project.failures import user_errors
     from project.files import check_writable, create_first, numbered
-    from project.listing import expanded
     from project.options import as_argv
     from project.results import check_unused, evaluation_name, evaluations_folder, is_same, origin
+    from project.split_data import reopened
     from project.trainer import inference_trainer
 
 
@@ -119,15 +119,7 @@ def data_of(path: str, config: dict[str, Any], given: dict[str, Any], class_name
     """
     given = {name: value for name, value in given.items() if value is not None}
     options = {**config, "num_workers": None, **given}
-    if "root" not in given and not os.path.exists(expanded(str(options.get("root")))):
-        raise UserError(
-            f"{options.get('root')}: no such folder or file: the checkpoint was trained on it; name where it is now "
-            "with --data.root, and --split test"
-        )
-    try:
-        return BoxData(class_names, **options)
-    except TypeError as error:
-        raise UserError(f"checkpoint {path} was written by another version of this project ({error})") from error
+    return reopened(partial(BoxData, class_names), path, options, "root" in given)
 
 
 def cli() -> None:

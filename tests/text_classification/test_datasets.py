@@ -9,7 +9,7 @@ from text_data import TOKENIZER, a_text
 from project import IGNORE
 from project.loading import EpochSampler
 from project.text_classification import datasets
-from project.text_classification.datasets import FeatureDataset, TextDataset, like_lengths, tokenize
+from project.text_classification.datasets import TextDataset, like_lengths, tokenize
 
 TEXTS = [a_text(i) for i in range(200)]
 TOKENS = tokenize(TEXTS, TOKENIZER, 32)
@@ -54,12 +54,6 @@ def test_a_batch_is_as_long_as_its_longest_text_and_padding_counts_for_nothing()
     assert batch["attention_mask"].sum(1).tolist() == list(map(len, rows))
     assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
     assert target.tolist() == [3, 11, IGNORE]
-
-
-def test_features_in_place_of_texts():
-    features = torch.randn(4, 3)
-    batch, target = FeatureDataset(features, torch.tensor([3, 2, 1, 0])).__getitems__([(2, 0), (-1, 0)])
-    assert torch.equal(batch[0], features[2]) and target.tolist() == [1, IGNORE]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

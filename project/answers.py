@@ -1,11 +1,14 @@
 """From probabilities to the answers that are shown: which classes come first. Imports no torch."""
 
+import logging
 import math
 from typing import Any
 
 import numpy as np
 
 from project import UserError
+
+log = logging.getLogger(__name__)
 
 PROMISES = [share / 100 for share in range(50, 100)]  # of how often answers are right
 
@@ -43,3 +46,22 @@ def is_promises(value: Any) -> bool:
         return False
     rows = all(isinstance(row, list) and len(row) == 4 and all(type(x) in (int, float) for x in row) for row in value)
     return rows and all(0 <= row[0] <= 1 and 0 <= row[1] <= 1 and 0 <= row[3] <= row[2] < math.inf for row in value)
+
+
+def sure_from(promises: Promises, wanted: float, unit: str) -> float:
+    """The probability from which on the answers of a model are right as often as wanted, such as 0.95.
+
+    Args:
+        promises: Those of the model, at least one.
+        wanted: The share.
+        unit: What the samples are, for messages.
+
+    Raises:
+        UserError: It promises less.
+    """
+    if (row := promise_for(promises, wanted)) is None:
+        most = f"at most {promises[-1][0]:g} were right, however sure the answers"
+        raise UserError(f"--unsure {wanted:g}: on the validation {unit}, {most}")
+    _, threshold, answered, right = row
+    log.info(f"Sure from {threshold:.3f} on: {right:.0f} of {answered:.0f} such validation {unit} were right")
+    return threshold

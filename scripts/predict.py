@@ -19,7 +19,7 @@ with quick_imports():
     import numpy as np  # and no PyTorch, which only checkpoints need
 
     from project import INFINITY, UserError, check_ranges, first_few, num_cores, printable
-    from project.answers import Promises, check_finite, most_probable, promise_for
+    from project.answers import Promises, check_finite, most_probable, sure_from
     from project.cli import Parser, add_model_options, is_exported, log, run
     from project.decoding import BadImage
     from project.exported import Exported
@@ -208,12 +208,7 @@ def threshold_for(path: str, promises: Promises, wanted: float) -> float:
         raise UserError(
             f"--unsure: {path} makes no promise: it is of an older version, or had too few validation images"
         )
-    if (row := promise_for(promises, wanted)) is None:
-        most = f"at most {promises[-1][0]:g} were right, however sure the answers"
-        raise UserError(f"--unsure {wanted:g}: on the validation images, {most}")
-    _, threshold, answered, right = row
-    log.info(f"Sure from {threshold:.3f} on: {right:.0f} of {answered:.0f} such validation images were right")
-    return threshold
+    return sure_from(promises, wanted, "images")
 
 
 def table(answers: Answers) -> Iterator[list[str]]:

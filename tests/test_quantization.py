@@ -6,9 +6,9 @@ import pytest
 from onnx import numpy_helper
 
 from project import UserError
-from project.classification.graph import set_metadata
 from project.exported import Exported
 from project.images import load_for_evaluation
+from project.onnx_export import set_metadata
 from project.quantization import RECIPES, feed_bytes, quantize, rounded
 
 

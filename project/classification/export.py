@@ -24,13 +24,14 @@ from project.classification.certificate import (
     reason_against,
 )
 from project.classification.data import ImageData
-from project.classification.graph import set_metadata, write_onnx
+from project.classification.graph import write_onnx
 from project.classification.model import ResNetClassifier
 from project.exported import Exported
 from project.files import whole
 from project.fresh import answers
 from project.images import load_for_evaluation
 from project.insight.calibration import fitted_temperature
+from project.onnx_export import set_metadata
 from project.progress import shown
 from project.quantization import RECIPES, Recipe, quantize
 from project.splits import Samples

@@ -1,11 +1,5 @@
 """The network as one ONNX file: images as Pillow gives them in, probabilities out."""
 
-import contextlib
-import io
-import json
-import logging
-import warnings
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from project import UserError, as_utf8, first_line
+from project import UserError, first_line
 from project.classification.model import ResNetClassifier
 from project.exported import INPUT, OUTPUT
 from project.files import whole
+from project.onnx_export import quiet, set_metadata
 from project.preprocessing import Preprocessing
 
 OPSET = 18  # of 2022: every runtime in use reads it
-SCHEMA = "1"  # version of the metadata
 
 
 class Graph(nn.Module):
@@ -107,32 +101,8 @@ def write_onnx(model: ResNetClassifier, path: Path, metadata: dict[str, Any], te
     graph = proto.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
         del part.metadata_props[:]  # stack traces, with paths of the machine
-    set_metadata(proto, {"class_names": model.class_names, "preprocessing": preprocessing, **metadata})
+    known = {"task": "classification", "threshold": None, "precision": "fp32", "class_names": model.class_names}
+    set_metadata(proto, {**known, "preprocessing": preprocessing, **metadata})
     onnx.checker.check_model(proto)
     with whole(path) as file:
         file.write(proto.SerializeToString())
-
-
-def set_metadata(proto: Any, values: dict[str, Any]) -> None:
-    """Store values in an ONNX file: text as it is, all else as JSON."""
-    import onnx
-
-    values = {"schema": SCHEMA, "task": "classification", "threshold": None, "precision": "fp32", **values}
-    text = {name: value if isinstance(value, str) else json.dumps(as_utf8(value)) for name, value in values.items()}
-    onnx.helper.set_model_props(proto, text)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the exporter's reports on its progress."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -1,11 +1,6 @@
 """A detector as one ONNX file: an image in, boxes, scores and labels out; and how much its answers differ."""
 
-import contextlib
 import io
-import json
-import logging
-import warnings
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from project import UserError, as_utf8, first_line
+from project import UserError, first_line
 from project.detection.model import ResNetDetector
 from project.files import whole
+from project.onnx_export import quiet, set_metadata
 
 OPSET = 17
-SCHEMA = "1"  # version of the metadata
 INPUT, OUTPUTS = "image", ("boxes", "scores", "labels")
 PIXELS, SCORE = 0.5, 1e-3  # by which boxes and scores may differ to be the same detection
 
@@ -77,27 +72,11 @@ def write_onnx(model: ResNetDetector, path: Path, images: list[Tensor]) -> None:
             f"{arch} cannot be exported to ONNX by torch {torch.__version__} ({first_line(error)})"
         ) from error
     proto = onnx.load_from_string(file.getvalue())
-    values = {name: model.hparams[name] for name in ("class_names", "score_threshold")}
-    values |= {"schema": SCHEMA, "task": model.TASK}
-    text = {name: value if isinstance(value, str) else json.dumps(as_utf8(value)) for name, value in values.items()}
-    onnx.helper.set_model_props(proto, text)
+    known = {name: model.hparams[name] for name in ("class_names", "score_threshold")}
+    set_metadata(proto, {"task": model.TASK, **known})
     onnx.checker.check_model(proto)
     with whole(path) as out:
         out.write(proto.SerializeToString())
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the exporter's reports and warnings."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 def differing(path: Path, model: ResNetDetector, images: list[Tensor]) -> tuple[int, int]:

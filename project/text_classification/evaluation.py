@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from project import IGNORE, UserError, shortest
-from project.answers import Promises, is_promises, promise_for
+from project.answers import Promises, is_promises, sure_from
 from project.checkpoint import Checkpoint, DurableCheckpointIO, NotSaved
 from project.files import write_csv
 from project.insight.calibration import promises_of
@@ -84,9 +84,4 @@ def threshold_for(checkpoint: Checkpoint, wanted: float) -> float:
             f"--unsure: {checkpoint.path} makes no promise: too few validation texts, too few right answers, or it "
             "could not be saved"
         )
-    if (row := promise_for(promises, wanted)) is None:
-        most = f"at most {promises[-1][0]:g} were right, however sure the answers"
-        raise UserError(f"--unsure {wanted:g}: on the validation texts, {most}")
-    _, threshold, answered, right = row
-    log.info(f"Sure from {threshold:.3f} on: {right:.0f} of {answered:.0f} such validation texts were right")
-    return threshold
+    return sure_from(promises, wanted, TextData.UNIT)

@@ -23,10 +23,11 @@ from project.checkpoint import open_checkpoint
 from project.classification.certificate import comparison, reason_against
 from project.classification.data import data_of
 from project.classification.export import Images, in_pytorch, probabilities_of, read_images
-from project.classification.graph import set_metadata, write_onnx
+from project.classification.graph import write_onnx
 from project.classification.model import load
 from project.cli import set_up_messages
 from project.exported import INPUT, Exported
+from project.onnx_export import set_metadata
 from project.quantization import RECIPES, Batches, quantize
 from project.timing import in_turns, machine
 

@@ -71,7 +71,8 @@ class Doctor(Callback):
             log.info(f"The data set's doctor has not looked at {number:,} images unasked (--data.doctor true)")
             return False
         if not has_features:
-            log.info("No head start, whose features the data set's doctor uses: left out (python scripts/doctor.py)")
+            say = log.warning if data.doctor else log.info
+            say("No head start, whose features the data set's doctor uses: left out (python scripts/doctor.py)")
         return has_features
 
     def features(

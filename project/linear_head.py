@@ -65,7 +65,7 @@ def minimize(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float,
         class_weights: `(num_classes,)`, for classes of unequal size.
     """
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=100, tolerance_grad=1e-4, tolerance_change=1e-5, line_search_fn="strong_wolfe"
     )
 
     def objective() -> Tensor:

@@ -135,6 +135,7 @@ def try_all_scripts(arch: str, data, folder, *options: str) -> ResNetClassifier:
     return reload(checkpoint)[0]
 
 
+@pytest.mark.slow
 def test_a_network_that_is_no_resnet_is_trained_resumed_evaluated_and_predicts(split, tmp_path):
     model = try_all_scripts("mobilenet_v3_small", split, tmp_path)
     assert model.hparams["arch"] == "mobilenet_v3_small" and model.hparams["preprocessing"]["crop_size"] == 32

@@ -36,6 +36,7 @@ def test_a_second_signal_on_the_way_out_ends_at_once(tmp_path):
     assert process.wait(60) == 143
 
 
+@pytest.mark.slow
 def test_sigterm_before_training_ends_with_its_status(tmp_path):
     command = [sys.executable, ROOT / "scripts/train.py", f"--default_root_dir={tmp_path}"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}

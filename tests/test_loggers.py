@@ -35,6 +35,7 @@ def test_without_a_logger_the_run_is_kept_all_the_same(split, tmp_path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "lightning_logs", "split"]
 
 
+@pytest.mark.slow
 def test_csv_logger_needs_no_folder_and_writes_into_that_of_the_run(split, tmp_path, caplog):
     names = run_with(tmp_path, split, "--logger=CSVLogger")
     assert names >= EVERYTHING | {"metrics.csv", "pictures/train_images.png", "pictures/val_confusion_matrix.png"}

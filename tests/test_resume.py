@@ -124,7 +124,8 @@ def test_checkpoints_that_a_user_keeps_elsewhere_are_not_relocated(flat, tmp_pat
     assert len(list((tmp_path / "own").iterdir())) == len(state["best_k_models"]) == 2
 
 
-@pytest.mark.parametrize("change", ["moved", pytest.param("linked", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["moved", "linked"])
 def test_a_run_that_was_moved_keeps_its_best_checkpoint(flat, tmp_path, change):
     weights = f"--model.weights={SAMPLE / 'resnet18-tiny-imagenet.safetensors'}"
     options = [

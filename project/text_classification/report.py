@@ -102,15 +102,20 @@ def mixed_blocks(evaluation: Evaluation, class_names: list[str]) -> list[p.Html]
     if not pairs:
         return [p.paragraph("No two classes are mixed up more than once.")]
     rows = [
-        (class_names[true], class_names[predicted], len(texts), p.join(*shown(evaluation, texts[:TEXTS]), by=""))
+        (in_lines(class_names[true], class_names[predicted]), len(texts), in_lines(*shown(evaluation, texts[:TEXTS])))
         for true, predicted, texts in pairs
     ]
-    return [p.table(["true class", "predicted", "texts", "such as"], rows, numbers=[2])]
+    return [p.table(["true class, predicted", "texts", "such as"], rows, numbers=[1])]
 
 
-def shown(evaluation: Evaluation, indices: list[int]) -> list[p.Html]:
-    """Texts, each on a line of its own."""
-    return [p.tag("div", printable(evaluation.samples[i][0], LENGTH)) for i in indices]
+def in_lines(*lines: str) -> p.Html:
+    """A cell of a table with several lines."""
+    return p.join(*(p.tag("div", line) for line in lines), by="")
+
+
+def shown(evaluation: Evaluation, indices: list[int]) -> list[str]:
+    """Texts in quotation marks, so that one can tell where the next begins."""
+    return [f"“{printable(evaluation.samples[i][0], LENGTH)}”" for i in indices]
 
 
 def mistakes_table(evaluation: Evaluation, class_names: list[str]) -> p.Html:
@@ -119,10 +124,14 @@ def mistakes_table(evaluation: Evaluation, class_names: list[str]) -> p.Html:
         return p.paragraph("There is none.")
     classes, probabilities, *_ = evaluation.predictions
     rows = [
-        (evaluation.samples[i][1], class_names[classes[i, 0]], f"{probabilities[i, 0]:.0%}", *shown(evaluation, [i]))
+        (
+            in_lines(evaluation.samples[i][1], class_names[classes[i, 0]]),
+            f"{probabilities[i, 0]:.0%}",
+            *shown(evaluation, [i]),
+        )
         for i in evaluation.wrong[:MISTAKES]
     ]
-    return p.table(["true class", "predicted", "probability", "text"], rows, numbers=[2])
+    return p.table(["true class, predicted", "probability", "text"], rows, numbers=[1])
 
 
 def class_table(evaluation: Evaluation) -> p.Html:

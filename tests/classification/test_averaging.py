@@ -86,6 +86,7 @@ def test_without_a_head_start_there_is_nothing_to_average(options, tmp_path, mon
     assert "fine_tuned_share" not in best and what_it_is(best) == "epoch 1"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_end_is_not_averaged_twice(options, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", logger="project")
     monkeypatch.setattr(averaging, "choose", lambda measured, *rest: 3)

@@ -460,16 +460,11 @@ def recognized(finished: Path, folder: Path, content: bytes) -> bool:
 
 
 @pytest.mark.faults
-def test_damaged_checkpoints_are_recognized_and_the_one_before_is_used(finished, tmp_path, figure):
+def test_damaged_checkpoints_are_recognized_and_the_one_before_is_used(finished, tmp_path, figure, caplog):
     content = (finished / "last.ckpt").read_bytes()
     missed = [i for i, damaged in enumerate(damages(content)) if not recognized(finished, tmp_path, damaged)]
     figure("damaged checkpoints", f"{len(damages(content))}, {len(missed)} not recognized")
     assert not missed
-
-
-def test_some_damaged_checkpoints_are_recognized_and_the_one_before_is_used(finished, tmp_path, caplog):
-    content = (finished / "last.ckpt").read_bytes()
-    assert all(recognized(finished, tmp_path, damaged) for damaged in damages(content)[90::13])
     assert "last.ckpt is damaged" in caplog.text
 
 

@@ -152,7 +152,11 @@ def goes_through_or_fails(main: Callable, *argv: object, status: int = 1) -> Non
     assert stop.value.code in (0, status) or "error: " in str(stop.value.code)
 
 
-@pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
+@pytest.mark.parametrize(
+    "forge",
+    [pytest.param(forge, marks=pytest.mark.slow) if forge in PLAIN_DATA else forge for forge in FORGERIES],
+    ids=lambda forge: forge.__name__,
+)
 def test_forgeries_are_refused_on_every_path_and_never_executed(fails, trained, tmp_path, forge):
     checkpoint, canary = trained / "checkpoints/last.ckpt", tmp_path / "canary"
     options = [*FAST, f"--config={trained / 'config.yaml'}", f"--default_root_dir={tmp_path / 'runs'}"]

@@ -25,6 +25,7 @@ def best(trained, tmp_path):
     return Path(shutil.copy(trained / "checkpoints/best.ckpt", tmp_path / "best.ckpt"))
 
 
+@pytest.mark.slow
 def test_files_and_certificate_lie_beside_the_checkpoint_and_a_second_export_in_a_folder_of_its_own(
     best, caplog, capsys
 ):

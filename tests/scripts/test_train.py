@@ -201,6 +201,7 @@ def test_what_training_brought_is_said():
     assert average.startswith("Best: the average of the head start (75%) and epoch 7 (25%), val top1 0.8700")
 
 
+@pytest.mark.slow
 def test_a_log_file_has_a_line_for_each_epoch_and_the_outcome(split, tmp_path):
     command = [sys.executable, ROOT / "scripts/train.py", *FAST, f"--data.root={split}", "--max_epochs=3"]
     command += [f"--default_root_dir={tmp_path}", "--enable_progress_bar=true"]

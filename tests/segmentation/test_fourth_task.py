@@ -40,6 +40,7 @@ def root(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_best_checkpoint_is_safe_to_load(task, root, tmp_path):
     trainer = task.main(
         [

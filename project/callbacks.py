@@ -154,6 +154,11 @@ class EpochLines(Callback):
             parts.append(f"{timedelta(seconds=round(left))} left")
         log.info(f"Epoch {done}{f' of {planned}' if planned > 0 else ''}: {', '.join(parts)}")
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for stopper in trainer.early_stopping_callbacks:
+            if stopper.stopped_epoch:  # type: ignore[attr-defined]
+                log.info(f"EarlyStopping has ended the training, by {stopper.monitor}")  # type: ignore[attr-defined]
+
 
 class ProgressBar(BarFromOne):
     """Lightning's rich progress bar, on stderr if that is a terminal or a notebook, with epochs counted from 1."""

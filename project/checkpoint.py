@@ -118,7 +118,9 @@ def drop_previous(folder: Path) -> None:
         (folder / "previous.ckpt").unlink(missing_ok=True)
 
 
-def open_checkpoint(name: str, root: str | Path, run: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    name: str, root: str | Path, model_class: type[LightningModule] | None = None, run: str | None = None
+) -> Checkpoint:
     """Read the `best` or `last` checkpoint of the newest run that has one, or the checkpoint at a path.
 
     If `last.ckpt` is damaged, `previous.ckpt` is read.
@@ -126,6 +128,7 @@ def open_checkpoint(name: str, root: str | Path, run: str | None = None) -> Chec
     Args:
         name: `best`, `last` or a path.
         root: The folder that contains `lightning_logs`.
+        model_class: Consider only the runs of this model's task; newer ones of other tasks are named.
         run: Consider only the runs with this name.
 
     Raises:
@@ -133,16 +136,36 @@ def open_checkpoint(name: str, root: str | Path, run: str | None = None) -> Chec
     """
     if name not in ("best", "last"):
         return load_checkpoint(name)
+    if (newest := newest_checkpoint(name, root, model_class, run)) is not None:
+        return newest
+    which, place = f"no run called {run}" if run else "no run", Path(root) / "lightning_logs"
+    kind = f" of {task_of(model_class)}" if model_class else ""
+    hint = "" if place.is_dir() else ": no such folder; name the one that holds it with --default_root_dir"
+    raise UserError(f"checkpoint {name}: {which}{kind} under {place} has a {name}.ckpt{hint}")
+
+
+def newest_checkpoint(
+    name: str, root: str | Path, model_class: type[LightningModule] | None, run: str | None
+) -> Checkpoint | None:
+    """What `open_checkpoint` reads for `best` or `last`; None if there is no such run. Raises `UserError`."""
     found = checkpoints_of_runs(name, root, run)
-    if not found:
-        which = f"no run called {run}" if run else "no run"
-        raise UserError(f"checkpoint {name}: {which} under {Path(root) / 'lightning_logs'} has a {name}.ckpt")
-    folder = newest_run(found).parent
-    for path in [path for path in found if path.parent == folder]:
+    while found:
+        folder = newest_run(found).parent
+        checkpoint = first_whole(name, [path for path in found if path.parent == folder])
+        if model_class is None or task_of(checkpoint) == task_of(model_class):
+            return checkpoint
+        log.info(f"{folder.parent}: passed over, a run of {task_of(checkpoint)}")
+        found = [path for path in found if path.parent != folder]
+    return None
+
+
+def first_whole(name: str, paths: list[Path]) -> Checkpoint:
+    """The first of a run's checkpoints that is intact. Raises `UserError` if none is."""
+    for path in paths:
         if is_whole(path):
             return load_checkpoint(path, known_whole=True)
         log.warning(f"{path} is damaged")
-    raise UserError(f"checkpoint {name}: none in {folder} is intact; give the path of another one")
+    raise UserError(f"checkpoint {name}: none in {paths[0].parent} is intact; give the path of another one")
 
 
 def newest_run(found: list[Path]) -> Path:
@@ -195,6 +218,10 @@ def load_checkpoint(path: str | Path, known_whole: bool = False) -> Checkpoint:
         UserError: The file is missing, unreadable, damaged or unsafe, or this project did not write it.
     """
     path = str(path)
+    if os.path.isdir(path):
+        best = os.path.join(path, "checkpoints", "best.ckpt")
+        file = best if os.path.isfile(best) else "a file in it, or best for that of the newest run"
+        raise UserError(f"checkpoint {path}: a folder; name {file}")
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path}: no such file")
     if path.endswith(".onnx"):
@@ -234,16 +261,21 @@ def load_model(checkpoint: Checkpoint, model_class: type[Module]) -> Module:
     return model.eval()
 
 
+def task_of(known: Checkpoint | type[LightningModule]) -> str:
+    """What a checkpoint or a model class is for; a classifier of images does not say."""
+    task = known.content.get("task") if isinstance(known, Checkpoint) else getattr(known, "TASK", None)
+    return str(task or "image classification")
+
+
 def check_task(checkpoint: Checkpoint, model_class: type[LightningModule]) -> None:
-    """Refuse a checkpoint of another task than a model's: both are named by `TASK`; a classifier of images has none.
+    """Refuse a checkpoint of another task than a model's.
 
     Raises:
         UserError: They differ.
     """
-    found, wanted = checkpoint.content.get("task"), getattr(model_class, "TASK", None)
+    found, wanted = task_of(checkpoint), task_of(model_class)
     if found != wanted:
-        what, needed = (f"of {task}" if task else "of image classification" for task in (found, wanted))
-        raise UserError(f"checkpoint {checkpoint.path} is {what}, not {needed}: use the scripts of that task")
+        raise UserError(f"checkpoint {checkpoint.path} is of {found}, not of {wanted}: use the scripts of that task")
 
 
 def load_state(model: LightningModule, checkpoint: Checkpoint) -> None:

@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
@@ -91,11 +91,15 @@ class Parser(ArgumentParser):
         elif wrong := re.match(r"unrecognized arguments: (([^\s=]+).*)", text):
             paths = [given for given in (wrong[1], wrong[2]) if "data.root" in options and os.path.exists(given)]
             known = [name for name in options if name.startswith("-")]
-            text += as_root(paths[0]) if paths else nearest(wrong[2], known)
+            first = {f"--{name}" for name in getattr(self, "main_options", {})}
+            text += as_root(paths[0]) if paths else nearest(wrong[2], known, first)
         elif wrong := re.search(r"Group '(\w+)' does not accept option '([\w.]+)'", text):
             text += nearest(f"{wrong[1]}.{wrong[2]}", options)
         elif wrong := re.search(r"Option '([\w.]+)' is not accepted", text):
             text += nearest(wrong[1], options)
+        elif wrong := re.match(r"the following arguments are required: (.*)", text):
+            missing = [f"--{name}" if f"--{name}" in options else name for name in wrong[1].split(", ")]
+            text = f"{' and '.join(missing)} missing (see --help)"
         self.exit(2, f"{self.prog}: error: {printable(text)}\n")
 
 
@@ -146,9 +150,18 @@ def as_root(path: str) -> str:
     return f" (did you mean --data.root {shlex.quote(path)}?)"
 
 
-def nearest(name: str, options: list[str]) -> str:
-    """The option that was probably meant, in parentheses."""
-    close = difflib.get_close_matches(name, options, n=1)
+def nearest(name: str, options: list[str], first: Collection[str] = ()) -> str:
+    """The option that was probably meant, in parentheses: the same of another group, or else one spelled alike.
+
+    Args:
+        name: What was given.
+        options: Those that there are.
+        first: Of options as close as each other, one of these is named.
+    """
+    last = name.rpartition(".")[2]
+    alike = [option for option in options if "." in name and option.rpartition(".")[2] == last]
+    close = alike or difflib.get_close_matches(name, options, n=3)
+    close.sort(key=lambda option: (-difflib.SequenceMatcher(None, option, name).ratio(), option not in first))
     return f" (did you mean {close[0]}?)" if close else " (see --help)"
 
 

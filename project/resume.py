@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 
 from project import UserError, first_few, printable, quoted
-from project.checkpoint import Checkpoint, checkpoints_of_runs, does_not_fit, open_checkpoint
+from project.checkpoint import Checkpoint, does_not_fit, newest_checkpoint, open_checkpoint
 from project.lightning_internals import start_epoch_again
 from project.loading import ResumableData
 from project.options import current_values
@@ -34,14 +34,17 @@ HOW = (
 )
 
 
-def find_resumed(options: Namespace) -> Checkpoint | None:
+def find_resumed(options: Namespace, model_class: type[LightningModule]) -> Checkpoint | None:
     """Read the checkpoint to resume from, if any. Raises `UserError`."""
     root, name = options.default_root_dir or ".", options.ckpt_path
-    if name == "auto":
-        name = "last" if checkpoints_of_runs("last", root, options.name) else None
     if name is None:
         return None
-    checkpoint = open_checkpoint(name, root, options.name)
+    if name == "auto":
+        checkpoint = newest_checkpoint("last", root, model_class, options.name)
+    else:
+        checkpoint = open_checkpoint(name, root, model_class, options.name)
+    if checkpoint is None:
+        return None
     if folder := run_of(checkpoint.path):
         try:
             relocate(checkpoint, folder / "checkpoints")

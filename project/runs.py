@@ -151,7 +151,7 @@ def start(
     parser, trainer_options = make_parser(description, data_class, model_class)
     argv = with_save_dir(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(argv)
-    resumed = find_resumed(options)
+    resumed = find_resumed(options, model_class)
     if resumed is not None:
         check_task(resumed, model_class)
         named = {*re.findall(r"--(\w+)", " ".join(argv)), *(n for n in OBJECTS if options[n] != parser.get_default(n))}

@@ -56,20 +56,28 @@ def find_samples(
             raise UserError(f"{root}: only {quoted(labels)} hold images, which are named like splits; {LAYOUTS}")
         names = one_form(labels, root, strict=False)
         found = {split: [(path, names[label]) for path, label in listed] for split, listed in found.items()}
-    elif not os.path.exists(root):
-        raise UserError(f"--data.root {root}: no such folder or file")
-    elif root.lower().endswith(ARCHIVES):
-        raise UserError(f"--data.root {root}: an archive: unpack it, and name the folder")
-    elif root.lower().endswith(SHEETS):
-        raise UserError(f"--data.root {root}: not a CSV file: save it as CSV, with the columns path,label")
-    elif root.lower().endswith(EXTENSIONS):
-        raise UserError(f"--data.root {root}: an image; {nearest_layout(os.path.dirname(os.path.abspath(root)))}")
-    elif not os.path.isfile(root):
-        raise UserError(f"--data.root {root}: neither a folder nor a file")
     else:
+        check_root(root)
         found, groups = read_manifest(root, path_column, label_column)
     say_what_is_twice(found)
     return found, groups
+
+
+def check_root(root: str) -> None:
+    """Reject what is neither a folder nor a manifest, with the nearest right way. Raises `UserError`."""
+    root = expanded(root)
+    if not os.path.exists(root):
+        raise UserError(f"--data.root {root}: no such folder or file")
+    if os.path.isdir(root):
+        return
+    if root.lower().endswith(ARCHIVES):
+        raise UserError(f"--data.root {root}: an archive: unpack it, and name the folder")
+    if root.lower().endswith(SHEETS):
+        raise UserError(f"--data.root {root}: not a CSV file: save it as CSV, with the columns path,label")
+    if root.lower().endswith(EXTENSIONS):
+        raise UserError(f"--data.root {root}: an image; {nearest_layout(os.path.dirname(os.path.abspath(root)))}")
+    if not os.path.isfile(root):
+        raise UserError(f"--data.root {root}: neither a folder nor a file")
 
 
 def read_splits(root: str) -> dict[str, Samples]:

@@ -195,7 +195,8 @@ class Service:
             self.metrics.images.labels("failed").inc()
             raise HTTPException(503, "the model's answer is not finite")
         order = np.argsort(-row, kind="stable")[:top_k]
-        unsure = self.model.threshold is not None and bool(row[order[0]] < self.model.threshold)
+        threshold = self.model.threshold
+        unsure = None if threshold is None else bool(row[order[0]] < threshold)  # without one, nothing is known
         self.metrics.images.labels("unsure" if unsure else "classified").inc()
         # The shortest decimals that are the same float32
         probabilities = {self.names[i]: float(str(row[i])) for i in order}

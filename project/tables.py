@@ -32,7 +32,7 @@ class Table:
     """
 
     COLUMNS: ClassVar[dict[str, tuple[str, ...]]]  # those that are used, with other names that are understood
-    NEEDED: ClassVar[tuple[str, str]]
+    NEEDED: ClassVar[tuple[str, ...]]
     quoting: Literal[0, 1, 2, 3] = csv.QUOTE_MINIMAL
 
     def __init__(self, path: str, columns: dict[str, str | None]) -> None:

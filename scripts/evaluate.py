@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def trained_model(args: Namespace) -> tuple[Checkpoint, ResNetClassifier | ExportedClassifier, dict[str, Any]]:
     """A checkpoint, and its model. Raises `UserError`."""
-    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir, ResNetClassifier)
     return checkpoint, load_model(checkpoint, ResNetClassifier), {}
 
 

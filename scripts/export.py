@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> Path:
     if args.prune is not None:
         root = args.default_root_dir
         args.ckpt = str(prune(args.ckpt, args.prune, train.main, args.max_epochs, args.data.root, root))
-    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir, ResNetClassifier)
     model = load_model(checkpoint, ResNetClassifier).float()
     place = Path(args.output or evaluations_folder(checkpoint.path).with_name("export"))
     check_writable(place if args.output else place.parent, "--output")

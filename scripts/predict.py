@@ -132,7 +132,7 @@ def trained_model(args: Any) -> Model:
         from project.loading import default_workers
         from project.trainer import inference_trainer
 
-    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir, ResNetClassifier)
     model = load_model(checkpoint, ResNetClassifier)
     confidence = confidence_of(checkpoint, model.head.linear.in_features)
     model.unlike = confidence and confidence.unlike

@@ -20,6 +20,7 @@ from project.checkpoint import (
 )
 from project.classification.model import ResNetClassifier
 from project.cli import run
+from project.text_classification.model import TextClassifier
 
 
 def test_a_damaged_last_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path):
@@ -79,6 +80,23 @@ def test_a_signal_that_interrupts_a_save_ends_with_its_status(flat, tmp_path, mo
     with pytest.raises(SystemExit) as stop:
         run(lambda: train.main([*options, "--max_epochs=2", "--ckpt_path=last"]))
     assert stop.value.code == 130 and Path(open_checkpoint("last", tmp_path).path).read_bytes() == before
+
+
+def test_best_and_last_are_those_of_the_task(tmp_path, caplog):
+    state = {"state_dict": {}, "hyper_parameters": {}, "config": {"data": {}}}
+    for number, task in enumerate((None, "object detection", "segmentation")):
+        folder = tmp_path / f"lightning_logs/version_{number}/checkpoints"
+        folder.mkdir(parents=True)
+        content = state if task is None else {**state, "task": task}
+        DurableCheckpointIO().save_checkpoint(content, folder / "best.ckpt")
+    assert "version_2" in open_checkpoint("best", tmp_path).path
+    with caplog.at_level("INFO"):
+        assert "version_0" in open_checkpoint("best", tmp_path, ResNetClassifier).path
+    assert "version_2: passed over, a run of segmentation" in caplog.text
+    with pytest.raises(UserError, match="no run of text classification under"):
+        open_checkpoint("best", tmp_path, TextClassifier)
+    with pytest.raises(UserError, match=r"a folder; name .*best\.ckpt"):
+        open_checkpoint(str(tmp_path / "lightning_logs/version_0"), tmp_path)
 
 
 def test_the_newest_run_is_that_of_the_highest_number_and_newer_ones_without_a_checkpoint_are_named(tmp_path, caplog):

@@ -55,6 +55,8 @@ def test_sigterm_before_training_ends_with_its_status(tmp_path):
     [
         (["--acelerator", "cpu"], "--acelerator cpu (did you mean --accelerator?)"),
         (["--max_epoch", "3"], "(did you mean --max_epochs?)"),
+        (["--epochs", "3"], "(did you mean --max_epochs?)"),
+        (["--model.image_size", "64"], "(did you mean --data.image_size?)"),
         (["--data.batchsize=3"], "(did you mean --data.batch_size?)"),
         (["--model.optimizer", "adma"], "--model.optimizer adma: must be one of sgd, adam, adamw (did you mean adam?)"),
         (["--model.lr", "fast"], "--model.lr fast: must be of type float"),

@@ -21,6 +21,7 @@ from project.classification.model import ResNetClassifier
 from project.insight.data_page import capital, data_page
 from project.insight.growth import Growth, growth
 from project.insight.issues import ISSUES, read_issues, write_issues
+from project.insight.labels import judge
 from project.insight.page import write_page
 from project.preprocessing import WHITE
 from project.splits import Samples
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 MAX_LEARNED = 5000  # images from which it is learned what more would bring: seconds
 MAX_UNASKED = 100_000  # images, which take minutes
 PAGE = "data_report.html"
-FAIR = 0.7  # share of the labels that a classifier agrees with, below which it can judge few of them
 
 
 class Doctor(Callback):
@@ -146,10 +146,9 @@ def write(diagnosis: Diagnosis, data: ImageData, folder: Path) -> None:
     images = ", ".join(f"{count:,} {split}" for split, count in diagnosis.counts.items())
     facts = [f"{shortest(data.root)}: {len(data.class_names):,} classes; {images} images."]
     if not math.isnan(diagnosis.accuracy):
-        judge = "it can judge few labels" if diagnosis.accuracy < FAIR else "a fair judge of labels"
         facts.append(
             "Each label was compared with what a linear classifier on the network's features, fitted to all other "
-            f"images, says; it agrees with {diagnosis.accuracy:.0%} of them: {judge}."
+            f"images, says; it agrees with {diagnosis.accuracy:.0%} of them: {judge(diagnosis.accuracy)}."
         )
     if diagnosis.left_out:
         facts.append(f"{capital(diagnosis.left_out)}.")

@@ -163,6 +163,7 @@ def adapt_norms(trainer: Trainer, model: ResNetClassifier, data: ImageData, samp
     norms = [module for module in model.net.modules() if isinstance(module, kinds) and module.track_running_stats]
     if not norms:  # in networks with LayerNorm
         return
+    log.info(f"BatchNorm: the statistics of {len(samples):,} training images take the place of those of before")
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:

@@ -68,7 +68,7 @@ def prune(
     """
     if not 0 < keep <= 1:
         raise UserError(f"--prune {keep:g}: must be above 0 and at most 1, the share of the multiply-adds to keep")
-    source = open_checkpoint(str(checkpoint), default_root_dir)
+    source = open_checkpoint(str(checkpoint), default_root_dir, ResNetClassifier)
     if keep == 1:
         log.info(f"--prune 1: {source.path} stays as it is")
         return Path(source.path)

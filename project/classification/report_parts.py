@@ -119,9 +119,9 @@ def trust(m: Material) -> list[Any]:
         verdict = "So its percentages are as good as these images can tell."
     else:
         which = "too high" if gap > 0 else "too low"
-        verdict = "So its percentages are not to be taken at their word" + (
-            f": on average they are {abs(gap):.0f} points {which}." if abs(gap) >= 1 else "."
-        )
+        alike = abs(gap) > 80 * error  # nearly all of them are on the same side
+        how = f"they are {which} nearly everywhere" if alike else "some are too high, others too low"
+        verdict = f"So its percentages are not to be taken at their word: {how}."
     said = (
         f"What it states is off by {100 * error:.1f} points on average (the metric ece, {error:.4f}). One with perfect "
         f"percentages would show {100 * usual:.1f} points on as many images by chance, and rarely more than "

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 RESULTS = ("metrics.json", "predictions.csv", "boxes.png", "report.html")
 SHOWN = 12  # pictures in the page
+FEW = 5  # boxes, of which nothing can be said
 SMALLER = 0.8  # times the size of what is found: from there on, size is why boxes are missed
 
 
@@ -106,7 +107,7 @@ def page(main: Evaluation, class_names: list[str]) -> p.Html:
     header = ["class", "AP", "AP from 0 to 1", "share found, with its 95 % interval"]
     header += ["boxes", "found", "taken for another", "missed", "false alarms"]
     pictures = [
-        p.picture(p.thumbnail(image, 256), mistakes(main.verdicts[i]), Path(main.paths[i]).name, title=main.paths[i])
+        p.picture(p.thumbnail(image, 640), mistakes(main.verdicts[i]), Path(main.paths[i]).name, title=main.paths[i])
         for i in main.worst[:SHOWN]
         if (image := drawn(main, i, class_names)) is not None
     ]
@@ -115,7 +116,7 @@ def page(main: Evaluation, class_names: list[str]) -> p.Html:
         p.heading(shares, about, below),
         p.section("What to do next", p.steps(next_steps(main, class_names))),
         p.section("Classes", p.table(header, rows, numbers=(1, 4, 5, 6, 7, 8))),
-        p.section("Images with most mistakes", p.note(LEGEND), p.grid(pictures)) if pictures else None,
+        p.section("Images with most mistakes", p.note(LEGEND), p.grid(pictures, large=True)) if pictures else None,
         p.note("All boxes: ", p.link("predictions.csv")),
     )
 
@@ -136,7 +137,7 @@ def next_steps(main: Evaluation, class_names: list[str]) -> list[str]:
         if c["false_alarms"]:
             shown = c["found"] + c["false_alarms"]
             text = f"{name}: {c['false_alarms']:,} of {shown:,} detections are false alarms."
-            hint = "Look at the red boxes: an object without a true box is missing from the annotations."
+            hint = "Look at the red boxes: where one holds an object, a true box is missing in the annotations."
             steps.append((c["false_alarms"], f"{text} {hint}"))
     for (true, found), count in main.confusions().items():
         text = f"{count:,} of {classes[class_names[true]]['boxes']:,} boxes of {class_names[true]} are taken for"
@@ -156,6 +157,8 @@ def why_missed(main: Evaluation, label: int) -> str:
         found += [sides[j] for _, j in verdict.right if true.labels[j] == label]
     if not found:
         return "None is found: more images of it, or more epochs."
+    if len(missed) < FEW:
+        return "They are too few to tell why."
     small, usual = median(missed), median(found)
     if small < SMALLER * usual:
         compared = f"They are {small:.0f} pixels wide or high, those found {usual:.0f} (medians of the shorter side)"

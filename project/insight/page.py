@@ -61,6 +61,8 @@ svg .curve, svg .whisker { stroke-width: 2; }
 .charts { display: flex; flex-wrap: wrap; gap: 1.5rem; } .charts > div { width: 27.5rem; max-width: 100%; }
 details { margin: .7rem 0; } summary { cursor: pointer; color: var(--main); }
 .good { color: var(--good); } .bad { color: var(--bad); }
+.large figure, .large figure img { width: 24rem; max-width: 100%; }
+.large figure img, .large figure .shown { height: 24rem; }
 @media print { h2, figure, tr { break-inside: avoid; } }
 """
 
@@ -156,9 +158,9 @@ def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], numbers: Iterabl
     return tag("div", tag("table", tag("thead", row("th", header)), body), class_="scroll")
 
 
-def grid(figures: Iterable[Html]) -> Html:
-    """Pictures side by side, in as many rows as it takes."""
-    return tag("div", *figures, class_="grid")
+def grid(figures: Iterable[Html], large: bool = False) -> Html:
+    """Pictures side by side, in as many rows as it takes, two in each if they are to be large."""
+    return tag("div", *figures, class_="grid large" if large else "grid")
 
 
 def picture(images: Html | Sequence[Html | None] | None, *lines: Any, title: str | None = None) -> Html:

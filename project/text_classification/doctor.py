@@ -17,6 +17,7 @@ from project.callbacks import run_folder
 from project.files import write_csv
 from project.insight import page
 from project.insight.issues import ISSUES
+from project.insight.labels import judge
 from project.insight.page import Html
 from project.text_classification.data import TextData
 from project.text_classification.diagnosis import KINDS, Diagnosis, Issue, Texts, diagnose, summary
@@ -107,7 +108,7 @@ def data_page(diagnosis: Diagnosis, name: str) -> Html:
     else:
         facts.append(
             "Each label was compared with what a linear classifier on the encoder's features, fitted to all other "
-            f"texts, says; it agrees with {diagnosis.accuracy:.0%} of them."
+            f"texts, says; it agrees with {diagnosis.accuracy:.0%} of them: {judge(diagnosis.accuracy)}."
         )
     lines = [text for text, _ in summary(diagnosis)]
     first = page.steps(lines) if lines else page.paragraph("Nothing was found.")

@@ -293,7 +293,7 @@ def load(checkpoint: str | Path = "best", default_root_dir: str | Path = ".") ->
     Raises:
         UserError: The file is missing, damaged or unsafe, or this project did not write it.
     """
-    return load_model(open_checkpoint(str(checkpoint), default_root_dir), TextClassifier)
+    return load_model(open_checkpoint(str(checkpoint), default_root_dir, TextClassifier), TextClassifier)
 
 
 def has_head_start(weights: str, head_start: bool | None) -> bool:

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from project import UserError, first_few, quoted, shortest
 from project.listing import check_regular
@@ -19,6 +19,7 @@ from project.tables import Cells, Table
 log = logging.getLogger(__name__)
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
+TABLES = (".csv", ".tsv", *JSON_LINES)
 MARKS = {  # how a file begins that says its encoding; that of UTF-32 comes first, as it begins like UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -40,12 +41,12 @@ class Row(NamedTuple):
 class TextTable(Table):
     """A CSV, TSV or JSON lines file of texts. Arguments as for `Table`."""
 
-    COLUMNS = {  # noqa: RUF012
+    COLUMNS: ClassVar[dict[str, tuple[str, ...]]] = {
         "text": ("sentence", "content", "query", "utterance", "review", "comment", "message", "document", "tweet"),
         "label": ("class", "classname", "category", "categoryname", "labelname", "target", "intent", "sentiment"),
         "split": (),
     }
-    NEEDED = ("text", "label")
+    NEEDED: ClassVar[tuple[str, ...]] = ("text", "label")
 
     @cached_property
     def shown(self) -> str:
@@ -106,6 +107,19 @@ class TextTable(Table):
     def is_a_row(self, header: list[str]) -> bool:
         """Whether it has as many cells as are needed, and one of them has several words."""
         return len(header) == len(self.NEEDED) and any(" " in name.strip() for name in header)
+
+
+class UnlabelledTable(TextTable):
+    """A table of which only the texts are used, and may be empty."""
+
+    COLUMNS = {"text": TextTable.COLUMNS["text"]}  # noqa: RUF012
+    NEEDED = ("text",)
+
+    def row(self, cells: Cells) -> Row:
+        """A row without a class. Raises `UserError` if it cannot be right."""
+        text = self.used(cells)["text"]
+        check_characters(text, f"{self.path}, line {cells.line}")
+        return Row(text.strip(), "", "all", "")
 
 
 def parse_object(content: str, where: str) -> dict[str, Any]:
@@ -176,20 +190,23 @@ def decoded(path: str) -> str:
     return text
 
 
-def read_table(path: str, text_column: str | None, label_column: str | None) -> list[Row]:
+def read_table(
+    path: str, text_column: str | None, label_column: str | None, kind: type[TextTable] = TextTable
+) -> list[Row]:
     """The rows of a CSV, TSV or JSON lines file, in its order.
 
     Args:
         path: The file.
         text_column: Name of the column `text`, if it is called otherwise.
         label_column: Likewise.
+        kind: What the rows are to have.
 
     Raises:
         UserError: The file cannot be read, or a row cannot be used; the message names the line.
     """
     content = decoded(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # a text may be a whole document
-    table = TextTable(path, {"text": text_column, "label": label_column})
+    table = kind(path, {"text": text_column, "label": label_column})
     try:
         found = list(table.rows(content))
     except csv.Error as error:
@@ -197,7 +214,7 @@ def read_table(path: str, text_column: str | None, label_column: str | None) -> 
             way = "in a cell in quotation marks, each one within is written twice"
             raise UserError(f"{path}, line {table.line}: not CSV ({error}): {way}") from error
         log.warning(f"{path}: quotation marks are taken as they stand, for they enclose no cells ({error})")
-        table = TextTable(path, {"text": text_column, "label": label_column})
+        table = kind(path, {"text": text_column, "label": label_column})
         table.quoting = csv.QUOTE_NONE
         found = list(table.rows(content))
     bad = [row for row in found if isinstance(row, UserError)]

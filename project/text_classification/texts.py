@@ -13,12 +13,11 @@ from project.listing import entries, expanded, is_folder, subfolders
 from project.manifests import check_label, one_form
 from project.samples import compare_with_train
 from project.splits import ORDER, SPLIT_NAMES, Samples, split_of
-from project.text_classification.tables import JSON_LINES, Row, decoded, is_blank, read_table
+from project.text_classification.tables import TABLES, Row, decoded, is_blank, read_table
 
 log = logging.getLogger(__name__)
 
 APOSTROPHES = "'’" + JOINERS
-TABLES = (".csv", ".tsv", *JSON_LINES)
 ELSEWHERE = {  # kinds of files that cannot be read, and the way out
     (".xlsx", ".xls", ".ods"): "a spreadsheet: save it as CSV, with the columns text,label",
     (".parquet", ".arrow", ".feather"): "not a text file: save it as JSON lines, with text and label in each",

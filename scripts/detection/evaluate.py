@@ -78,7 +78,7 @@ def evaluate(ckpt: str | Path = "best", root: str | Path | None = None, **option
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Evaluate a checkpoint, print and write the metrics, and return them."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir, ResNetDetector)
     model = load_model(checkpoint, ResNetDetector)
     folder = Path(args.output or evaluations_folder(checkpoint.path))
     if args.output:

@@ -46,7 +46,7 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> Path:
     """Export a checkpoint, compare the file with PyTorch, and return its path. Raises `UserError`."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir, ResNetDetector)
     model = load_model(checkpoint, ResNetDetector)
     path = Path(args.output or evaluations_folder(checkpoint.path).parent / "model.onnx")
     if path.exists():

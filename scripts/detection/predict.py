@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         if given := getattr(args, name):
             check_writable(Path(given) if name == "draw" else Path(given).absolute().parent, f"--{name}")
     paths = find_images(args.images)
-    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir, ResNetDetector)
     model = load_model(checkpoint, ResNetDetector)
     threshold = model.hparams["score_threshold"] if args.threshold is None else args.threshold
     log.info(f"Shown from a score of {threshold:.2f} on")

@@ -1,8 +1,10 @@
-"""Predict the classes of texts, one a line, as one line of JSON each or as a CSV file.
+"""Predict the classes of texts as one line of JSON each or as a CSV file.
 
     python scripts/text_classification/predict.py --ckpt best texts.txt                   # of the newest run
     echo "where is my card?" | python scripts/text_classification/predict.py --ckpt best.ckpt -
-    python scripts/text_classification/predict.py --ckpt best texts.txt --output predictions.csv --top_k 5
+    python scripts/text_classification/predict.py --ckpt best texts.csv --output predictions.csv --top_k 5
+
+The texts are the lines of a file or of the input, or the column `text` of a CSV, TSV or JSON lines file.
 
 The checkpoint is all that is needed: it holds the tokenizer, the encoder and the names of the classes.
 """
@@ -15,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from itertools import islice
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from project.imports import quick_imports
 
@@ -23,13 +25,14 @@ with quick_imports():
     import torch
 
     from project import INFINITY, UserError, check_ranges
-    from project.checkpoint import load_model, open_checkpoint
+    from project.checkpoint import Checkpoint, load_model, open_checkpoint
     from project.cli import Parser, log, run
     from project.failures import user_errors
     from project.files import as_cell, whole
     from project.listing import check_regular, expanded
     from project.text_classification.evaluation import threshold_for
     from project.text_classification.model import TextClassifier
+    from project.text_classification.tables import TABLES, UnlabelledTable, is_blank, read_table
 
 RANGES = {"unsure": (0.5, 0.99), "top_k": (1, INFINITY), "batch_size": (1, INFINITY)}
 AT_ONCE = 32  # batches that are read before the first is predicted, so that texts of like lengths share one
@@ -41,7 +44,7 @@ def make_parser() -> Parser:
     parser.add_argument("--ckpt", required=True, type=str, help="a path, or `best` or `last` of the newest run")
     parser.add_argument("--default_root_dir", type=str, default=".", help="where to look for the newest run")
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, mps, …")
-    parser.add_argument("file", type=str, metavar="FILE", help="a file in UTF-8 with a text a line; - is the input")
+    parser.add_argument("file", type=str, metavar="FILE", help="a file with a text a line, or a table; - is the input")
     parser.add_argument("--output", type=str | None, help="file to write (default: print)")
     parser.add_argument(
         "--format", type=Literal["jsonl", "csv"] | None, help="of the output (default: by its ending, or jsonl)"
@@ -60,14 +63,15 @@ def main(argv: list[str] | None = None) -> None:
     """Predict, and print or write the results. Raises `UserError`."""
     args = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
     check_ranges("", RANGES, vars(args))
-    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir)
+    checkpoint = open_checkpoint(args.ckpt, args.default_root_dir, TextClassifier)
     model = on_device(load_model(checkpoint, TextClassifier), args.device)
     threshold = None if args.unsure is None else threshold_for(checkpoint, args.unsure)
     if args.output and args.file != "-" and os.path.realpath(args.output) == os.path.realpath(args.file):
         raise UserError(f"--output {args.output} is the file of the texts")
     as_csv = args.format == "csv" if args.format else str(args.output).lower().endswith(".csv")
     with user_errors(args.batch_size, options="--"), opened(args.file) as source:
-        answers = predicted(model, source, args.top_k, args.batch_size, threshold)
+        rows = map(read_line, source) if source else table_rows(args.file, checkpoint)
+        answers = predicted(model, rows, args.top_k, args.batch_size, threshold)
         lines = (
             csv_lines(answers, min(args.top_k, len(model.class_names)), threshold) if as_csv else map(in_json, answers)
         )
@@ -89,25 +93,34 @@ def on_device(model: TextClassifier, device: str) -> TextClassifier:
 
 
 def opened(path: str) -> Any:
-    """The lines of a file, or of the input, as bytes. Raises `UserError`."""
+    """The lines of a file, or of the input, as bytes; None for a table. Raises `UserError`."""
     if path == "-":
         return nullcontext(sys.stdin.buffer)
     path = expanded(path)
+    if path.lower().endswith(TABLES):
+        return nullcontext(None)
     check_regular(path)
     try:
         return open(path, "rb")
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from error
+        hint = f'; to classify a single text: echo "{path}" | … -' if " " in path else ""
+        raise UserError(f"cannot read {path} ({error.strerror}){hint}") from error
+
+
+def table_rows(path: str, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """What `read_line` returns, for the rows of a table. Raises `UserError`."""
+    column = checkpoint.content["config"]["data"].get("text_column")
+    for row in read_table(expanded(path), column, None, UnlabelledTable):
+        yield row.text, "empty" if is_blank(row.text) else ""
 
 
 def predicted(
-    model: TextClassifier, source: IO[bytes], top_k: int, batch_size: int, threshold: float | None
+    model: TextClassifier, rows: Iterator[tuple[str, str]], top_k: int, batch_size: int, threshold: float | None
 ) -> Iterator[dict[str, Any]]:
-    """An answer for each line: `text`, `classes` (names with probabilities), and `unsure` with a threshold, or `error`.
+    """An answer for each text: `text`, `classes` (names with probabilities), and `unsure` with a threshold, or `error`.
 
     Logs how many lines hold no text. Raises `UserError` if none does.
     """
-    rows = map(read_line, source)
     good = bad = 0
     while some := list(islice(rows, AT_ONCE * batch_size)):
         found = iter(model.predict([text for text, error in some if not error], top_k, batch_size))

@@ -51,6 +51,6 @@ def test_what_was_found_in_the_data_is_counted_and_nothing_is_said_to_be_nothing
 def test_overstated_percentages_are_called_so_and_good_ones_are_not():
     m = material(3, 500)
     sure = m._replace(seen=m.seen._replace(confidence=np.full(500, 0.99, np.float32)))
-    assert "points too high" in page_of(sure)
+    assert "too high nearly everywhere" in page_of(sure)
     fair = m._replace(seen=m.seen._replace(confidence=np.full(500, m.seen.right.mean(), np.float32)))
     assert "as good as these images can tell" in page_of(fair)

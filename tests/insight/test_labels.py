@@ -7,7 +7,7 @@ import pytest
 from helpers import SAMPLE
 from PIL import Image
 
-from project.insight.labels import doubtful_labels
+from project.insight.labels import doubtful_labels, judge
 
 
 @cache
@@ -109,6 +109,15 @@ def test_features_that_tell_nothing_report_nothing(num_classes):
     for seed in range(5):
         features = np.random.default_rng(seed).normal(size=(1000, 64)).astype(np.float32)
         assert (doubtful_labels(features, labels, num_classes).wrong > 0.5).mean() <= 0.002
+
+
+def test_a_probe_that_is_often_wrong_ranks_labels_but_reports_none():
+    features, labels = pixels()
+    of_class = [np.random.default_rng(0).permutation(np.flatnonzero(labels == c))[:12] for c in range(10)]
+    some = np.concatenate(of_class)
+    doubts = doubtful_labels(features[some], flipped(labels[some], 0.1, 0), 10)
+    assert doubts.accuracy < 0.6 and "any label" in judge(doubts.accuracy)
+    assert 0.25 < doubts.wrong.max() <= 0.5  # twice as high, these would have been reported
 
 
 def test_a_class_without_images_is_never_suggested():

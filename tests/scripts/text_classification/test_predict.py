@@ -50,6 +50,16 @@ def test_the_checkpoint_alone_predicts_a_line_of_json_for_each_line(alone, capsy
         assert list(row["classes"].values()) == pytest.approx(list(classes.values()), abs=1e-5)
 
 
+def test_of_a_table_the_texts_are_read(alone, capsys):
+    (alone / "table.csv").write_text("id,Sentence,label\n1,my pin is blocked,pin\n2,,pin\n", encoding="utf-8")
+    (alone / "table.jsonl").write_text('{"text": "my pin is blocked"}\n{"text": " "}\n', encoding="utf-8")
+    for name in ("table.csv", "table.jsonl"):
+        capsys.readouterr()
+        predict.main(["--ckpt=model.ckpt", name])
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [(row["text"], row.get("error")) for row in rows] == [("my pin is blocked", None), ("", "empty")]
+
+
 def test_the_input_is_read_and_a_table_written(alone, monkeypatch):
     lines = [f"{text}, number {i}" for i in range(50) for text in ("=my pin", "a refund")]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))

@@ -1,7 +1,7 @@
 """Look for what may be wrong with the images before training: copies, wrong labels, files that give a class away.
 
     python scripts/doctor.py --data.root DIR
-    python scripts/train.py --data.root DIR --data.exclude lightning_logs/doctor/data_issues.csv
+    python scripts/train.py --data.root DIR --data.exclude data_issues.csv    # of the folder that it names
 
 It takes the options of scripts/train.py; those of the device, the data and the model have an effect. It writes a page
 to look at and a list to edit, and changes nothing about the images.

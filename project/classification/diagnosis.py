@@ -249,7 +249,7 @@ def summary(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     if found["copy"]:
         rest.append(f"{plural(len(found['copy']), 'copy', 'copies')} of other images of the same split and class")
     if few := found["few"]:
-        small = f"{plural(len(few), 'class', 'classes')} with fewer than {FEW} images"
+        small = f"{plural(len(few), 'class', 'classes')} with fewer than {FEW} training images"
         rest.append(f"{small} ({printable(few[0].label)}: {few[0].score:.0f})")
     if found["extreme"]:
         rest.append(f"{plural(len(found['extreme']), 'blank, tiny or very long image')}")

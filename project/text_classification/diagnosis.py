@@ -212,7 +212,7 @@ def summary(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     if copies := found["copy"]:
         lines.append(("copy", f"{plural(len(copies), 'copy', 'copies')} of texts of the same split and label"))
     if few := found["few"]:
-        small = f"{plural(len(few), 'class', 'classes')} with fewer than {FEW} texts"
+        small = f"{plural(len(few), 'class', 'classes')} with fewer than {FEW} training texts"
         lines.append(("few", f"{small} ({printable(few[0].label)}: {few[0].score:.0f})"))
     if odd := found["odd"]:
         place = f" ({texts.places[odd[0].text]}: {odd[0].suggestion})"

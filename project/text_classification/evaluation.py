@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 
 from project import IGNORE, UserError, shortest
@@ -15,6 +16,7 @@ from project.metrics import report
 from project.predictions import Evaluation, table
 from project.text_classification.data import TextData
 from project.text_classification.report import NAME, write_report
+from project.text_classification.texts import plain
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ def save(
         OSError: The folder cannot be written.
     """
     *others, main = evaluations
+    main = main._replace(summary={**main.summary, **without_leaks(main, data)})
     summary = {**main.summary, **origin, **{other.split: other.summary for other in others}}
     if not trainer.is_global_zero:
         return summary
@@ -52,6 +55,25 @@ def save(
             f"Report:      {shortest(folder / NAME)} ({len(main.wrong):,} of {main.summary['num_samples']:,} are wrong)"
         )
     return summary
+
+
+def without_leaks(evaluation: Evaluation, data: TextData) -> dict[str, Any]:
+    """The top-1 on texts that do not stand in an earlier split, too, with their number; empty if all are such.
+
+    Args:
+        evaluation: Of a split.
+        data: The data that was evaluated.
+    """
+    earlier = {"val": ("train",), "test": ("train", "val")}.get(evaluation.split, ())
+    seen = {plain(text) for split in earlier for text, _ in data.samples.get(split, [])}
+    classes, labels = evaluation.predictions.classes[:, 0], evaluation.predictions.labels
+    new = torch.tensor([plain(text) not in seen for text, _ in evaluation.samples[: len(labels)]]) & (labels != IGNORE)
+    number = int(new.sum())
+    if number in (0, int((labels != IGNORE).sum())):
+        return {}
+    top1 = (classes == labels)[new].double().mean().item()
+    log.info(f"Unleaked:    top1 {top1:.4f} on the {number:,} texts that stand in no earlier split")
+    return {"top1_without_leaks": top1, "num_samples_without_leaks": number}
 
 
 def keep_promises(trainer: Trainer, checkpoint: Checkpoint, val: Evaluation) -> None:

@@ -54,6 +54,11 @@ def next_steps(evaluation: Evaluation, class_names: list[str], class_counts: lis
     """What may help most, each in a sentence with counts; arguments as for `write_report`."""
     found = []
     wrong, total = len(evaluation.wrong), evaluation.summary["num_samples"]
+    if (new := evaluation.summary.get("num_samples_without_leaks")) is not None:
+        found.append(
+            f"Remove {total - new:,} of the {total:,} texts, which stand in an earlier split, too: of the other "
+            f"{new:,}, {evaluation.summary['top1_without_leaks']:.1%} are right."
+        )
     sure = [i for i in evaluation.wrong if evaluation.predictions.probabilities[i, 0] >= SURE]
     if sure:
         found.append(

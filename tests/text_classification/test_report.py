@@ -31,6 +31,9 @@ def test_what_to_do_next_is_said_with_counts():
     assert "Tell card from <pin>: 3 of the 3 mistakes" in steps[1]
     assert "1 of 3 classes, which have fewer than 20 to learn from: <pin>." in steps[2]
     assert "with 5, the share that is right" in steps[3]
+    few = evaluation([0, 1], [0, 1])
+    leaked = few._replace(summary={**few.summary, "num_samples_without_leaks": 1, "top1_without_leaks": 1.0})
+    assert "Remove 1 of the 2 texts" in next_steps(leaked, NAMES, [])[0]
     assert len(next_steps(evaluation([0, 0, 1], [1, 0, 1], 0.5), NAMES, [])) == 1
 
 

@@ -35,7 +35,7 @@ def test_a_run_that_stopped_early_stays_stopped(fails, flat, tmp_path, caplog):
     train.main([*options, *stopping])
     figures = tmp_path / "lightning_logs/version_0/metrics.json"
     epochs = last_of(tmp_path)["epoch"] + 1
-    assert epochs == 2
+    assert epochs == 2 and "EarlyStopping has ended the training, by val/top1" in caplog.text
     assert "was stopped early, after 2 epochs" in fails(train.main, *options, *stopping, "--ckpt_path=last")
 
     figures.unlink()  # as if it had been killed before the end

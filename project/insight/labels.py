@@ -29,8 +29,8 @@ class LabelDoubts(NamedTuple):
     """For N images; reported as wrong are those with `wrong` above 0.5, of which their sum is expected to be wrong.
 
     Attributes:
-        wrong: Probability that the label is wrong, `(N,)`; 0 where it cannot be judged. If the probe's accuracy is below
-            `MIN_ACCURACY`, half of that, so that none is reported.
+        wrong: Probability that the label is wrong, `(N,)`; 0 where it cannot be judged. With a probe whose accuracy is
+            below `MIN_ACCURACY`, half of that, so that none is reported.
         suggestion: The most probable of the other classes, int64 `(N,)`; the label itself where it cannot be judged.
         rate: Estimated share of wrong labels.
         accuracy: Share of the labels that the probe agrees with, without having seen them.

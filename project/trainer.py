@@ -10,7 +10,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from torch import Tensor
 
@@ -87,6 +87,22 @@ def save_checkpoints(trainer: Trainer, monitored: bool, metrics: dict[str, Tenso
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and (callback.monitor is not None) == monitored:
             save_with_metrics(trainer, callback, metrics)
+
+
+def check_stopping(callbacks: Any, modes: dict[str, Literal["min", "max"]]) -> None:
+    """Reject an `EarlyStopping` that takes a metric that is to be large for one that is to be small, or the reverse.
+
+    Args:
+        callbacks: What `Trainer` takes under this name.
+        modes: The metrics that are known, and how they are to be.
+
+    Raises:
+        UserError: There is one; it would stop a training that gets better.
+    """
+    for stopper in as_list(callbacks):
+        if isinstance(stopper, EarlyStopping) and modes.get(stopper.monitor, stopper.mode) != stopper.mode:
+            mode = modes[stopper.monitor]
+            raise UserError(f"EarlyStopping by {stopper.monitor} needs --callbacks.mode={mode}; it has {stopper.mode}")
 
 
 def as_list(given: Any) -> list[Any]:

@@ -30,7 +30,7 @@ def test_auto_starts_resumes_and_then_has_nothing_to_do(flat, tmp_path, caplog):
 def test_a_run_that_stopped_early_stays_stopped(fails, flat, tmp_path, caplog):
     options = [*FAST, f"--data.root={flat}", f"--default_root_dir={tmp_path}", "--max_epochs=9"]
     stopping = ["--callbacks+=EarlyStopping", "--callbacks.monitor=val/top1", "--callbacks.patience=1"]
-    stopping += ["--callbacks.min_delta=2"]  # no epoch improves by as much
+    stopping += ["--callbacks.mode=max", "--callbacks.min_delta=2"]  # no epoch improves by as much
     caplog.set_level("INFO", logger="project")
     train.main([*options, *stopping])
     figures = tmp_path / "lightning_logs/version_0/metrics.json"

@@ -50,6 +50,14 @@ def test_what_lightning_refuses_is_one_line():
         assert "\n" not in str(error.value)
 
 
+def test_early_stopping_by_a_metric_of_the_other_direction_is_refused():
+    modes = {"val/top1": "max", "val/loss": "min"}
+    trainer.check_stopping([EarlyStopping("val/loss"), EarlyStopping("train/loss_epoch"), Timer("00:01:00:00")], modes)
+    trainer.check_stopping(EarlyStopping("val/top1", mode="max"), modes)
+    with pytest.raises(UserError, match=r"EarlyStopping by val/top1 needs --callbacks.mode=max; it has min"):
+        trainer.check_stopping([EarlyStopping("val/top1")], modes)
+
+
 def test_several_callbacks_or_one_or_none():
     one = EarlyStopping("val/loss")
     for given, count in ((None, 0), (one, 1), ([one, Timer()], 2)):

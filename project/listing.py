@@ -25,6 +25,12 @@ def expanded(path: str) -> str:
     return path if os.path.lexists(path) else os.path.expanduser(path)
 
 
+def check_there(root: str) -> None:
+    """Reject a `--data.root` that does not exist. Raises `UserError`."""
+    if not os.path.exists(expanded(root)):
+        raise UserError(f"--data.root {root}: no such folder or file")
+
+
 def folder_of(root: str) -> str:
     """The folder in which the images are: `root` itself, or that of the manifest."""
     return root if os.path.isdir(root) else os.path.dirname(os.path.abspath(root))

@@ -165,11 +165,10 @@ def start(
     options.precision = choose_precision(options.precision, options.accelerator)
     seed_everything(options.seed, workers=True, verbose=False)
     objects = parser.instantiate(Namespace({**options, "logger": None}))  # callbacks, plugins, … given by class
-    modes = model_class.monitors()  # type: ignore[attr-defined]
-    check_stopping(objects.callbacks, modes)
+    check_stopping(objects.callbacks, model_class.monitors())  # type: ignore[attr-defined]
     given = {name: objects[name] for name in trainer_options}
     given["logger"] = False if options.logger in (False, []) else None  # `Run.begin` creates them
-    given |= {"resumed": resumed, "mode": modes[options.monitor]}
+    given |= {"resumed": resumed, "mode": model_class.monitors()[options.monitor]}  # type: ignore[attr-defined]
     given |= {name: options[name] for name in ("save_every_minutes", "save_every_steps")}
     stored = json_config(parser, options)
     return Run(options, stored, given, resumed, {} if resumed is None else other_options(resumed, stored))

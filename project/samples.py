@@ -11,6 +11,7 @@ from contextlib import suppress
 from project import UserError, first_few, natural_sort, quoted, shortest
 from project.listing import (
     EXTENSIONS,
+    check_there,
     class_folders,
     count_images,
     expanded,
@@ -65,9 +66,8 @@ def find_samples(
 
 def check_root(root: str) -> None:
     """Reject what is neither a folder nor a manifest, with the nearest right way. Raises `UserError`."""
+    check_there(root)
     root = expanded(root)
-    if not os.path.exists(root):
-        raise UserError(f"--data.root {root}: no such folder or file")
     if os.path.isdir(root):
         return
     if root.lower().endswith(ARCHIVES):

@@ -50,8 +50,6 @@ class SplitData(ResumableData):
         if min(val, test) <= 0 or val + test >= 1:
             fractions = f"--data.val_fraction {val} and --data.test_fraction {test}"
             raise UserError(f"{fractions} must be above 0, and their sum below 1")
-        if not os.path.exists(expanded(options["root"])):  # before any weights are downloaded
-            raise UserError(f"--data.root {options['root']}: no such folder or file")
 
     def choose_test_split(self, split: str) -> None:
         """Select the split of `test_dataloader`: `train`, `val`, `test` (if there is none, `val`) or `all`.

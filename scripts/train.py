@@ -38,6 +38,7 @@ with quick_imports():
     from project.options import as_argv
     from project.results import Trained, origin, trained_run
     from project.runs import Run, fit, start
+    from project.samples import check_root
     from project.scoring import evaluate
     from project.trainer import best_of, make_trainer
     from project.weights import preprocessing_for
@@ -79,6 +80,7 @@ def build(this: Run, trainer: Trainer) -> tuple[ImageData, ResNetClassifier]:
     head_first = has_head_start(h.weights, h.head_start)
     if trainer.max_epochs == 0 and not (head_first or this.resumed):
         raise UserError("--max_epochs 0 fits the head alone: use pretrained weights or --model.head_start true")
+    check_root(options.data.root)
     net = make_net(h.arch, h.weights, preprocessing["crop_size"])  # before the images, for it may fail at once
     single = options.data.batch_size == 1 and h.fine_tune == "full"
     options.data.image_size = fit_image_size(net, h.arch, preprocessing, options.data.image_size, single)

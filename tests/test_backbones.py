@@ -115,7 +115,7 @@ def test_batches_of_one_image_are_refused_where_batchnorm_would_see_one_value():
 def test_another_size_than_the_fixed_one_is_refused_before_an_image_is_listed(fails, tmp_path):
     options = [
         *FAST,
-        f"--data.root={tmp_path / 'nowhere'}",
+        f"--data.root={tmp_path}",
         "--model.arch=timm/test_vit_relpos",
         "--data.image_size=96",
     ]

@@ -263,7 +263,8 @@ def test_a_callback_given_again_is_not_created_twice(trained, tmp_path):
     own = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
     changed_config(tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt", callbacks=[own])
     options = [f"--default_root_dir={tmp_path}", "--ckpt_path=auto"]
-    again = begin(*options, "--callbacks+=EarlyStopping", "--callbacks.monitor=val/top1").trainer["callbacks"]
+    stopping = ("--callbacks+=EarlyStopping", "--callbacks.monitor=val/top1", "--callbacks.mode=max")
+    again = begin(*options, *stopping).trainer["callbacks"]
     assert [callback.monitor for callback in again] == ["val/top1"]
     assert [callback.monitor for callback in begin(*options).trainer["callbacks"]] == ["val/loss"]
 

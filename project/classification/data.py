@@ -19,7 +19,7 @@ from project.insight.issues import Excluded, still_excluded
 from project.listing import expanded, folder_of
 from project.preprocessing import Preprocessing
 from project.results import is_same
-from project.samples import check_root, class_list, find_samples, say_what_is_lost, with_classes
+from project.samples import class_list, find_samples, say_what_is_lost, with_classes
 from project.split_data import ClassData, reopened
 from project.splits import Samples, complete_splits, what_is_drawn
 
@@ -100,12 +100,6 @@ class ImageData(ClassData):
     RENAMED: ClassVar[dict[str, dict[str, str]]] = {}
     ORDER = ("balance",)
     REMOVED = ("pin_memory", "persistent_workers")  # options of older versions, which their configs contain
-
-    @classmethod
-    def check_options(cls, **options: Any) -> None:
-        """Reject what `__init__` would, as far as possible without reading the data. Raises `UserError`."""
-        super().check_options(**options)
-        check_root(options["root"])
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from project.detection.coco import find_json, read_coco
 from project.detection.records import Annotations
 from project.detection.voc import find_xml, read_voc
 from project.detection.yolo import find_names, find_yaml, read_yolo
-from project.listing import expanded, list_images
+from project.listing import check_there, expanded, list_images
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +24,11 @@ def read_annotations(root: str) -> Annotations:
     Raises:
         UserError: The format is not recognized, or a file is broken; the message names it, with the line or index.
     """
+    check_there(root)
     root = expanded(root)
     if os.path.isdir(root):
         found = read_folder(root)
         say_what_is_not_listed(root, found)
-    elif not os.path.exists(root):
-        raise UserError(f"--data.root {root}: no such folder or file")
     elif root.lower().endswith(".json"):
         found = read_coco([os.path.abspath(root)])
     elif root.lower().endswith((".yaml", ".yml")):

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from project import JOINERS, UserError, as_utf8, first_few, natural_sort, printable, quoted, shortest
-from project.listing import entries, expanded, is_folder, subfolders
+from project.listing import check_there, entries, expanded, is_folder, subfolders
 from project.manifests import check_label, one_form
 from project.samples import compare_with_train
 from project.splits import ORDER, SPLIT_NAMES, Samples, split_of
@@ -42,9 +42,8 @@ def find_texts(root: str, text_column: str | None = None, label_column: str | No
     Raises:
         UserError: There is nothing usable.
     """
+    check_there(root)
     root = expanded(root)
-    if not os.path.exists(root):
-        raise UserError(f"--data.root {root}: no such folder or file")
     in_folder = os.path.isdir(root)
     for kinds, way in ELSEWHERE.items():
         if not in_folder and root.lower().endswith(kinds):

@@ -22,6 +22,7 @@ with quick_imports():
     from project.cli import log, run, set_up_messages
     from project.failures import user_errors
     from project.files import size_of
+    from project.listing import check_there
     from project.loggers import log_results
     from project.options import as_argv
     from project.results import Trained, origin, trained_run
@@ -61,6 +62,7 @@ def build(this: Run, trainer: Trainer) -> tuple[TextData, TextClassifier]:
         config, tokenizer = encoder_of(this.resumed)
         h.weights, h.head_start = "none", False
     else:
+        check_there(options.data.root)  # before anything is downloaded
         config, tokenizer = read_encoder(h.encoder)
     if trainer.max_epochs == 0 and not (has_head_start(h.weights, h.head_start) or this.resumed):
         raise UserError("--max_epochs 0 fits the head alone: use pretrained weights or --model.head_start true")

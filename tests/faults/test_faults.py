@@ -403,7 +403,7 @@ def test_sigterm_and_ctrl_c_save_and_end_with_their_status(farms, images, tmp_pa
 @pytest.mark.faults
 def test_the_signal_campaign_notices_that_nothing_is_saved(farms, images, tmp_path):
     options = [*TINY, f"--data.root={images}", "--data.num_workers=0", "--save_every_minutes=null"]
-    assert signal_campaign(farms, tmp_path, options, 6, mutant="nothing saved on a signal")
+    assert signal_campaign(farms, tmp_path, options, 12, mutant="nothing saved on a signal")
 
 
 @pytest.mark.faults

@@ -128,14 +128,18 @@ def open_checkpoint(
     Args:
         name: `best`, `last` or a path.
         root: The folder that contains `lightning_logs`.
-        model_class: Consider only the runs of this model's task; newer ones of other tasks are named.
+        model_class: Consider only the runs of this model's task; newer ones of other tasks are named, and a path to one
+            is refused.
         run: Consider only the runs with this name.
 
     Raises:
-        UserError: The file is missing, damaged or unsafe, or this project did not write it.
+        UserError: The file is missing, damaged, unsafe or of another task, or this project did not write it.
     """
     if name not in ("best", "last"):
-        return load_checkpoint(name)
+        checkpoint = load_checkpoint(name)
+        if model_class is not None:
+            check_task(checkpoint, model_class)
+        return checkpoint
     if (newest := newest_checkpoint(name, root, model_class, run)) is not None:
         return newest
     which, place = f"no run called {run}" if run else "no run", Path(root) / "lightning_logs"

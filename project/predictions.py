@@ -1,5 +1,6 @@
 """What a classifier predicted for each sample of a split, and the table of it."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from project import IGNORE
 from project.splits import Samples
+
+log = logging.getLogger(__name__)
 
 TOP_K = 5  # classes that are kept for each sample
 
@@ -53,6 +56,18 @@ class Evaluation(NamedTuple):
         classes, probabilities, _, labels = self.predictions
         wrong = ((classes[:, 0] != labels) & (labels != IGNORE)).nonzero()[:, 0]
         return wrong[probabilities[wrong, 0].argsort(descending=True, stable=True)].tolist()
+
+    def without_leaks(self, kept: Tensor, what: str) -> dict[str, Any]:
+        """The top-1 on some samples with their number, for `metrics.json`; it is logged, too.
+
+        Args:
+            kept: Those that are not leaked, bool `(N,)`, at least one.
+            what: What they are, for the log.
+        """
+        right = self.predictions.classes[:, 0] == self.predictions.labels
+        top1, number = right[kept].double().mean().item(), int(kept.sum())
+        log.info(f"Unleaked:    top1 {top1:.4f} on the {number:,} {what}")
+        return {"top1_without_leaks": top1, "num_samples_without_leaks": number}
 
 
 def table(evaluations: list[Evaluation], class_names: list[str], column: str = "path") -> Iterator[list[Any]]:

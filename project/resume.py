@@ -39,13 +39,9 @@ def find_resumed(options: Namespace, model_class: type[LightningModule]) -> Chec
     root, name = options.default_root_dir or ".", options.ckpt_path
     if name is None:
         return None
-    if name == "auto":
-        checkpoint = newest_checkpoint("last", root, model_class, options.name)
-    else:
-        checkpoint = open_checkpoint(name, root, model_class, options.name)
-    if checkpoint is None:
-        return None
-    if folder := run_of(checkpoint.path):
+    read = newest_checkpoint if name == "auto" else open_checkpoint
+    checkpoint = read("last" if name == "auto" else name, root, model_class, options.name)
+    if checkpoint is not None and (folder := run_of(checkpoint.path)):
         try:
             relocate(checkpoint, folder / "checkpoints")
         except (TypeError, KeyError, AttributeError) as error:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from project import UserError
 from project.callbacks import RunFolder
-from project.checkpoint import Checkpoint, check_classes, check_task, drop_previous, load_state
+from project.checkpoint import Checkpoint, check_classes, drop_previous, load_state
 from project.failures import user_errors
 from project.files import check_writable, create_first, lock, numbered
 from project.loading import ResumableData
@@ -153,7 +153,6 @@ def start(
     options = parser.parse_args(argv)
     resumed = find_resumed(options, model_class)
     if resumed is not None:
-        check_task(resumed, model_class)
         named = {*re.findall(r"--(\w+)", " ".join(argv)), *(n for n in OBJECTS if options[n] != parser.get_default(n))}
         config = trained_with(resumed, named, options.data.root)
         options = parser.parse_args([f"--config={config}", *argv])

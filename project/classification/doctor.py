@@ -175,7 +175,4 @@ def without_leaks(evaluation: Any, folder: Path | None, data: ImageData) -> dict
     kept = (labels != IGNORE) & ~torch.isin(torch.arange(len(labels)), torch.as_tensor(found))
     if not len(found) or not kept.any():
         return {}
-    right = evaluation.predictions.classes[:, 0] == labels
-    top1, number = right[kept].double().mean().item(), int(kept.sum())
-    log.info(f"Unleaked:    top1 {top1:.4f} on the {number:,} images that look like no copies of those in other splits")
-    return {"top1_without_leaks": top1, "num_samples_without_leaks": number}
+    return evaluation.without_leaks(kept, "images that look like no copies of those in other splits")

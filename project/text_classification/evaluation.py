@@ -66,14 +66,11 @@ def without_leaks(evaluation: Evaluation, data: TextData) -> dict[str, Any]:
     """
     earlier = {"val": ("train",), "test": ("train", "val")}.get(evaluation.split, ())
     seen = {plain(text) for split in earlier for text, _ in data.samples.get(split, [])}
-    classes, labels = evaluation.predictions.classes[:, 0], evaluation.predictions.labels
-    new = torch.tensor([plain(text) not in seen for text, _ in evaluation.samples[: len(labels)]]) & (labels != IGNORE)
-    number = int(new.sum())
-    if number in (0, int((labels != IGNORE).sum())):
+    known = evaluation.predictions.labels != IGNORE
+    new = known & torch.tensor([plain(text) not in seen for text, _ in evaluation.samples[: len(known)]])
+    if not new.any() or new.equal(known):
         return {}
-    top1 = (classes == labels)[new].double().mean().item()
-    log.info(f"Unleaked:    top1 {top1:.4f} on the {number:,} texts that stand in no earlier split")
-    return {"top1_without_leaks": top1, "num_samples_without_leaks": number}
+    return evaluation.without_leaks(new, "texts that stand in no earlier split")
 
 
 def keep_promises(trainer: Trainer, checkpoint: Checkpoint, val: Evaluation) -> None:

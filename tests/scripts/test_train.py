@@ -229,16 +229,17 @@ def test_the_sample_is_learned(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_pretrained_weights_beat_random_ones_on_the_sample(tmp_path):
-    """By 8 points of top-1 after one epoch, averaged over three seeds."""
+@pytest.mark.parametrize(("epochs", "points"), [(1, 0.08), (3, 0.02)])
+def test_pretrained_weights_beat_random_ones_on_the_sample(tmp_path, epochs, points):
+    """By 8 points of top-1 after one epoch, and still after three, averaged over three seeds."""
 
     def mean_top1(name: str, *options: str) -> float:
         seeds = range(3)
         runs = [run_sample(tmp_path / f"{name}-{seed}", f"--seed={seed}", *options) for seed in seeds]
         return sum(metrics["top1"] for metrics in runs) / len(seeds)
 
-    given = ("--max_epochs=1", "--data.doctor=false")
-    assert mean_top1("pretrained", *given) >= mean_top1("random", *given, "--model.weights=none") + 0.08
+    given = (f"--max_epochs={epochs}", "--data.doctor=false")
+    assert mean_top1("pretrained", *given) >= mean_top1("random", *given, "--model.weights=none") + points
 
 
 @pytest.mark.slow
@@ -291,7 +292,7 @@ def test_however_workers_are_started_the_weights_are_the_same(split, tmp_path):
         (tmp_path / method / "sitecustomize.py").write_text(
             f"import multiprocessing\nmultiprocessing.set_start_method('{method}', force=True)\n"
         )
-        command = [sys.executable, ROOT / "scripts/train.py", *FAST, f"--data.root={split}", "--max_epochs=1"]
+        command = [sys.executable, ROOT / "scripts/train.py", *FAST, f"--data.root={split}", "--max_epochs=2"]
         command += [f"--default_root_dir={tmp_path / method}", "--data.num_workers=2", "--data.auto_augment=trivial"]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / method), str(ROOT)])}
         subprocess.run(command, check=True, capture_output=True, env=env)

@@ -1,5 +1,4 @@
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -78,17 +77,17 @@ def claim(path, width, height):
 )
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, name, size, reason):
     claim(tmp_path / name, *size)
+    with pytest.raises(BadImage, match=reason):
+        load_image(tmp_path / name)
     code = """if True:
         import resource, sys
         from project.images import load_image
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try: load_image(sys.argv[1])
-        except Exception as error: print(error)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        except Exception: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """
     command = [sys.executable, "-c", code, str(tmp_path / name)]  # for memory that others use here is not its own
-    said, grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert re.search(reason, said) and int(grown) < 50_000  # kB
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 50_000  # kB
 
 
 @pytest.mark.parametrize(("progressive", "mode"), [(True, "RGB"), (False, "RGB"), (True, "L")])

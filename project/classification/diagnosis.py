@@ -12,12 +12,11 @@ from project.insight.copies import Copies, find_copies, groups_of
 from project.insight.cues import find_cues
 from project.insight.glances import Glances, glance
 from project.insight.issues import KINDS, Issue
-from project.insight.labels import doubtful_labels, finite_rows
+from project.insight.labels import REPORTED, doubtful_labels, finite_rows
 from project.insight.outliers import Familiarity
 from project.preprocessing import WHITE
 from project.splits import Samples
 
-REPORTED = 0.5  # probability that a label is wrong, above which it is reported
 PERHAPS = 0.1  # … and above which it is listed, at most `MOST` of them
 MOST = 200
 FEW = 20  # images of a class in train

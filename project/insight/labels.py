@@ -20,13 +20,14 @@ STRENGTHS = [10 ** (1 - k / 2) for k in range(13)]  # of the penalty, relative t
 SHARPNESS = (0.5, 200.0)  # of the softmax
 SHRINKAGE = 0.3  # of the covariance of scores; from 0.03 to 0.6 it makes no difference
 MAX_RATE = 0.3  # labels are far more often right than wrong; else a probe that knows nothing would explain them, too
+REPORTED = 0.5  # probability that a label is wrong, above which it is reported
 MIN_ACCURACY = 0.6  # of the probe: on 248 photos with 0.5 to 0.6, two of three reports were wrong
 FAIR = 0.7
 MAX_FITTED = 20_000  # images that the few numbers of the noise model are fitted on, and 10 million scores
 
 
 class LabelDoubts(NamedTuple):
-    """For N images; reported as wrong are those with `wrong` above 0.5, of which their sum is expected to be wrong.
+    """For N images; reported are those with `wrong` above `REPORTED`, of which their sum is expected to be wrong.
 
     Attributes:
         wrong: Probability that the label is wrong, `(N,)`; 0 where it cannot be judged. With a probe whose accuracy is

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from project import printable
-from project.insight.labels import doubtful_labels
+from project.insight.labels import REPORTED, doubtful_labels
 from project.splits import Samples
 from project.text_classification.texts import plain
 
-REPORTED = 0.5  # probability that a label is wrong, above which it is reported
 PERHAPS = 0.1  # … and above which it is listed, at most `MOST` of them
 MOST = 200
 FEW = 10  # texts of a class in train

@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from project import PACKAGE, imports  # noqa: F401, as Lightning needs the latter
-from project.insight.labels import doubtful_labels
+from project.insight.labels import REPORTED, doubtful_labels
 
 WEIGHTS = str(PACKAGE / "sample/resnet18-tiny-imagenet.safetensors")
 PAIRS = [("t-shirt", "shirt"), ("pullover", "coat"), ("sneaker", "ankle-boot"), ("dress", "trouser"), ("bag", "sandal")]
@@ -133,7 +133,7 @@ def compare(data: dict[str, np.ndarray], noise: list[tuple[str, float, bool]]) -
 
             start = time.process_time()
             doubts = doubtful_labels(features, given, len(classes))
-            reported = doubts.wrong > 0.5
+            reported = doubts.wrong > REPORTED
             expected = doubts.wrong[reported].sum()
             add = partial(add_row, rows, data, given)
             add("ours", reported, doubts.wrong, expected, time.process_time() - start)
@@ -179,7 +179,7 @@ def main() -> None:
                 given = flipped(labels, share, seed, classes)
                 wrong, start = given != labels, time.process_time()
                 doubts = doubtful_labels(features, given, len(classes))
-                seconds, reported = time.process_time() - start, doubts.wrong > 0.5
+                seconds, reported = time.process_time() - start, doubts.wrong > REPORTED
                 found = (reported & wrong).sum()
                 ratios = [found / max(1, reported.sum()), found / max(1, wrong.sum())]
                 ratios += [doubts.wrong[reported].sum() / max(1, found), average_precision(doubts.wrong, wrong)]

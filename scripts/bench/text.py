@@ -112,7 +112,11 @@ def theirs(args: argparse.Namespace, seed: int, epochs: int, folder: str) -> tup
         for split, samples in data.samples.items()
     }
     net = transformers.AutoModelForSequenceClassification.from_pretrained(
-        args.encoder, num_labels=len(data.class_names), trust_remote_code=False, use_safetensors=True
+        args.encoder,
+        num_labels=len(data.class_names),
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32,  # by default that of the file; in float16, its weights are NaN before 500 steps
     )
     points: list[tuple[float, float]] = []
 

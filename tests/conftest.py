@@ -1,8 +1,10 @@
 """Fixtures: small real images on disk, and one trained run that many tests read."""
 
+import ctypes
 import gc
 import logging
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -23,6 +25,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with a core each
     torch.set_num_threads(1)
 else:
     torch.set_num_threads(2)
+
+
+MAX_PAGES = 500_000  # of memory that a process of tests holds: 2 GB
 
 
 @pytest.fixture
@@ -66,6 +71,9 @@ def signals() -> Iterator[None]:
     handlers = {signum: signal.getsignal(signum) for signum in stopping_signals()}
     yield
     gc.unfreeze()
+    if platform.libc_ver()[0] == "glibc" and int(Path("/proc/self/statm").read_text().split()[1]) > MAX_PAGES:
+        gc.collect()  # networks and trainers refer to each other
+        ctypes.CDLL(None).malloc_trim(0)  # what `keep_freed_memory` keeps for a next step
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
 

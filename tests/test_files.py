@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 
@@ -85,7 +86,7 @@ def test_a_folder_is_locked_for_other_processes_and_free_when_this_one_is_killed
     process.kill()
     process.wait()
     assert lock(tmp_path) is not None
-    subprocess.run(["kill", "-9", str(child)], check=False)
+    os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.slow

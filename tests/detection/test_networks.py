@@ -20,7 +20,7 @@ def detector(arch="fcos", backbone="resnet18", weights="none", num_classes=2, im
 
 @pytest.mark.parametrize(
     ("arch", "build"),
-    zip(ARCHS, (fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn, fcos_resnet50_fpn), strict=True),
+    list(zip(ARCHS, (fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn, fcos_resnet50_fpn), strict=True)),
 )
 @pytest.mark.slow
 def test_it_is_torchvisions_detector(arch, build, tmp_path):

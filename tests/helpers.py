@@ -4,11 +4,13 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import train
 from PIL import Image
@@ -22,6 +24,20 @@ from project.runs import Run, start
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "project/sample"
+
+
+def has_links() -> bool:
+    """Whether this process may make symbolic links, for which Windows wants a privilege."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            os.symlink("nowhere", os.path.join(folder, "link"))
+        except OSError:
+            return False
+    return True
+
+
+needs_links = pytest.mark.skipif(not has_links(), reason="needs symbolic links")
+needs_posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs pipes, forks or a flush of folders")
 
 
 COLOURS = {"blue": (30, 40, 200), "green": (30, 180, 60), "red": (210, 40, 30)}

@@ -22,7 +22,7 @@ def test_the_config_is_in_the_folder_and_in_every_checkpoint(split, tmp_path):
     config = {"seed": 1, "data": {"root": "Läufe"}}
     trainer = quiet_trainer(RunFolder(tmp_path / "run", config), enable_progress_bar=False)
     trainer.fit(make(), datamodule=make_data(split))
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text()) == config
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text(encoding="utf-8")) == config
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     import torch
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import train
-from helpers import FAST, PREPROCESSING, make
+from helpers import FAST, PREPROCESSING, make, needs_posix
 
 from project import UserError
 from project.checkpoint import (
@@ -50,6 +50,7 @@ def test_previous_goes_only_where_last_is_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@needs_posix
 def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     """As far as a test can tell, by the order of the system calls."""
     asked = []

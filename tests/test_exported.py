@@ -200,7 +200,8 @@ print(peak_of_memory())
 
 def in_a_process(*paths):
     """The lines that a process prints which loads these models, and its peak of memory in MB."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *paths], env=ENVIRONMENT, capture_output=True, text=True)
+    command = [sys.executable, "-c", PROGRAM, *paths]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, errors="replace")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     *lines, peak = done.stdout.splitlines()
     assert len(lines) == len(paths)

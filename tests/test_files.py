@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import on_windows
+from helpers import needs_links, needs_posix, on_windows
 
 from project import UserError
 from project.files import check_writable, create_first, lock, numbered, whole, write_csv, write_text
@@ -31,6 +31,7 @@ def test_names_that_are_not_utf8_are_written_as_they_are(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == b"caf\xe9"
 
 
+@needs_links
 def test_a_csv_file_is_utf8_for_excel_too_and_keeps_any_name(tmp_path):
     (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
     (tmp_path / "real.csv").touch()
@@ -49,6 +50,7 @@ def test_a_spreadsheet_evaluates_no_cell(tmp_path):
     assert rows == [[*(f"'{text}" for text in formulas), *harmless], ["-1.5", "", "\\ud800"]]
 
 
+@needs_posix
 def test_a_pipe_gets_the_rows_as_they_are(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
@@ -70,6 +72,7 @@ def test_a_folder_that_cannot_be_written_names_the_option(tmp_path):
         check_writable(tmp_path / "file", "--output")
 
 
+@needs_posix
 def test_a_folder_is_locked_for_other_processes_and_free_when_this_one_is_killed(tmp_path):
     code = (
         "import sys, os, pathlib; from project.files import lock\n"

@@ -6,12 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers import save_image
+from helpers import needs_links, needs_posix, save_image
 
 from project import UserError
 from project.listing import EXTENSIONS, check_regular, expanded, list_images, passed_over
 
 
+@needs_links
 def test_list_images_goes_deep_skips_junk_and_survives_a_link_loop(tmp_path):
     for name in ("b.png", "a/c.JPG", "a/._c.jpg", ".hidden/d.png", "__MACOSX/e.png"):
         save_image(tmp_path / name) if not name.endswith("JPG") else save_image(tmp_path / "a/c.JPG")
@@ -39,6 +40,8 @@ def test_heic_is_listed_where_it_can_be_read_and_otherwise_said_how(tmp_path):
     assert "pip" not in passed_over(Counter({".txt": 1}))
 
 
+@needs_links
+@needs_posix
 @pytest.mark.timeout(20)
 def test_a_pipe_or_socket_named_like_an_image_is_refused_by_name(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
@@ -55,6 +58,7 @@ def test_a_pipe_or_socket_named_like_an_image_is_refused_by_name(tmp_path):
         list_images(tmp_path)
 
 
+@needs_links
 def test_links_that_lead_nowhere_are_listed_so_that_the_check_names_them(tmp_path):
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     (tmp_path / "self.png").symlink_to("self.png")

@@ -2,7 +2,7 @@ import csv
 import os
 
 import pytest
-from helpers import make_data, save_image
+from helpers import make_data, needs_links, needs_posix, save_image
 
 from project import UserError
 from project.manifests import as_number, look, one_form, read_manifest
@@ -24,7 +24,7 @@ def test_manifest_with_splits(split):
 
 def test_manifest_without_splits(flat):
     rows = [f"{name}/{name}-{i}.png,{name}" for name in ("blue", "red") for i in range(10)]
-    (flat / "m.csv").write_text("\ufeffpath,label\n" + "\n".join(rows))
+    (flat / "m.csv").write_text("\ufeffpath,label\n" + "\n".join(rows), encoding="utf-8")
     assert set(make_data(flat / "m.csv").samples) == {"train", "val", "test"}
 
 
@@ -209,6 +209,7 @@ def test_a_group_stays_in_one_split(flat):
         read_manifest(write(flat, lines))
 
 
+@needs_links
 def test_a_folder_that_is_a_link_out_of_the_manifests_is_said(flat, tmp_path, caplog):
     save_image(tmp_path / "other/x.png")
     (flat / "linked").symlink_to(tmp_path / "other")
@@ -216,6 +217,7 @@ def test_a_folder_that_is_a_link_out_of_the_manifests_is_said(flat, tmp_path, ca
     assert f"linked is a link out of the manifest's folder, to {tmp_path / 'other'}" in caplog.text
 
 
+@needs_posix
 @pytest.mark.timeout(20)
 def test_a_pipe_in_a_manifest_is_refused(flat):
     os.mkfifo(flat / "pipe.png")

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from helpers import needs_posix
 from onnx import TensorProto, helper
 from onnx_samples import make_onnx, write
 
@@ -119,6 +120,7 @@ def test_damaged_files_are_refused(refusal):
         assert "damaged, or no ONNX file" in refusal(content)
 
 
+@needs_posix
 @pytest.mark.timeout(20)
 def test_what_is_no_file_is_refused(tmp_path, refusal):
     os.mkfifo(tmp_path / "pipe.onnx")

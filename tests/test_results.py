@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from helpers import needs_links
 
 from project import UserError
 from project.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ def test_evaluations_lie_in_the_run_folder_wherever_it_was_moved_or_else_beside_
     assert evaluations_folder(str(tmp_path / "model.ckpt")) == tmp_path / "evaluations"
 
 
+@needs_links
 def test_an_evaluation_of_other_data_is_called_after_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()

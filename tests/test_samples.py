@@ -9,6 +9,8 @@ import pytest
 from helpers import (
     fill,
     make_data,
+    needs_links,
+    needs_posix,
     save_image,
 )
 
@@ -248,6 +250,7 @@ def test_masks_beside_images_are_said(tmp_path, caplog):
     assert "2 images are called masks or the like, and are taken as images" in caplog.text
 
 
+@needs_posix
 def test_what_is_no_folder_is_named(flat, tmp_path):
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
         file.write(flat / "red/red-0.png")
@@ -280,6 +283,7 @@ def test_folder_names_that_look_the_same_are_one_class(split, caplog):
     assert "looks the same as" in caplog.text
 
 
+@needs_links
 def test_a_file_in_two_splits_is_said(split, caplog):
     os.link(split / "train/red/red-0.png", split / "test/red/again.png")
     os.symlink(split / "train/red/red-1.png", split / "val/red/again.png")

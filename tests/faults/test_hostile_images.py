@@ -4,7 +4,6 @@ import io
 import json
 import os
 import random
-import resource
 import struct
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from project.classification.datasets import eval_reader
 from project.classification.transforms import train_transform
 from project.decoding import BadImage
 from project.images import try_out
+
+resource = pytest.importorskip("resource", reason="Windows has no limits of this kind")
 
 pytestmark = pytest.mark.faults
 

@@ -15,6 +15,7 @@ from helpers import (
     COLOURS,
     ROOT,
     bad_checkpoints,
+    needs_posix,
     save_image,
 )
 from onnx_samples import CLASSES, SIZE, make_onnx, write
@@ -114,6 +115,7 @@ def test_a_full_disk_is_one_line(fails, away):
     assert "the results: No space left on device" in line
 
 
+@needs_posix
 def test_the_output_may_be_a_pipe(away):
     save_image(away / "image.png")
     os.mkfifo(away / "pipe")
@@ -140,6 +142,7 @@ def test_predict_bad_input(fails, away):
     assert "cannot write nowhere/out.csv" in line
 
 
+@needs_posix
 @pytest.mark.timeout(60)
 def test_predict_refuses_a_pipe_and_expands_the_home_folder(fails, away, monkeypatch):
     os.mkfifo(away / "pipe.jpg")

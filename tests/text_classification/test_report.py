@@ -44,7 +44,7 @@ def test_nothing_to_do_is_said():
 
 def test_the_page_shows_texts_as_text(tmp_path):
     path = write_report(tmp_path, evaluation([0, 0, 1, 2], [1, 1, 1, 2]), NAMES, [])
-    page = path.read_text()
+    page = path.read_text(encoding="utf-8")
     assert "50.0% of 4 test texts are right" in page and "Between 15.0% and 85.0%" in page
     assert "text 0 of &lt;b&gt;" in page and "&lt;pin&gt;" in page and "<b>" not in page and "<pin>" not in page
     assert "text 3 of" not in page  # it is right

@@ -4,6 +4,7 @@ Paths keep their slashes, and real locks on files of other processes are not sim
 """
 
 import builtins
+import contextlib
 import ctypes
 import io
 import multiprocessing
@@ -13,6 +14,8 @@ import signal
 import sys
 from typing import Any
 
+with contextlib.suppress(ImportError):
+    import psutil  # noqa: F401  # it has a part for Windows, which needs none of these
 for module in ("fcntl", "pwd", "grp", "resource", "termios"):
     sys.modules[module] = None  # type: ignore[assignment]  # so that importing it fails
 for module, names in {os: ("setpgid", "sched_getaffinity", "fork", "mkfifo", "getuid"), signal: ("SIGHUP",)}.items():

@@ -2,7 +2,7 @@
 
     pip install -e '.[bench]'
     python scripts/train.py --name mine
-    python scripts/bench/insight_confidence.py lightning_logs/version_0 --foreign food=DIR
+    python scripts/bench/insight_confidence.py lightning_logs/mine --foreign food=DIR
 
 Prints, for each run, how many test images `predict.py --unsure` answers and how many of these answers are right, and
 for each folder of foreign images how well they are told from the test images: the area under the ROC curve (AUROC) of
